@@ -1,0 +1,1 @@
+"""Shipped instances (data only)."""

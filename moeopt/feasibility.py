@@ -1,0 +1,156 @@
+"""Why no plan can exist: arithmetic on whole bytes, in the user's words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from moeopt.problem import IntArray, ProblemData, RequestClasses
+from moeopt.units import BYTES_PER_MIB
+
+
+def explain_infeasible(data: ProblemData) -> list[str]:
+    """Say in words and MiB why no plan can exist.
+
+    Every line is a proof by counting. An empty list proves nothing: a plan may still not exist.
+    """
+    lines = list(_slots(data))
+    if data.free_mib is None:
+        return lines
+    negative = [
+        f"GPU {g}: reserved and dense memory exceed the GPU's by {-free:,.6g} MiB"
+        for g, free in enumerate(data.free_mib.tolist())
+        if free < 0
+    ]
+    if negative:
+        return lines + negative
+    experts = list(_experts(data))
+    if not experts and data.requests is not None:
+        experts = list(_requests(data, data.requests))
+    return lines + experts
+
+
+def _slots(data: ProblemData) -> Iterator[str]:
+    if data.slots is not None and data.slots * data.gpus < data.experts:
+        slots = data.slots * data.gpus
+        yield (
+            f"{data.gpus} GPUs × {data.slots} slots are {slots:,} slots a layer, but a layer has "
+            f"{data.experts:,} experts: {data.experts - slots:,} slots too few in each layer"
+        )
+
+
+def _experts(data: ProblemData) -> Iterator[str]:
+    free, size = _free_bytes(data), _bytes(data.expert_mib)
+    copies = data.layers * data.experts
+    all_of_them = f"{data.layers} layers × {data.experts} experts × {data.expert_mib:,.6g} MiB"
+    needed, offered = copies * size, int(free.sum())
+    if size > free.max():
+        yield (
+            f"one expert needs {data.expert_mib:,.6g} MiB, no GPU has more than "
+            f"{_mib(free.max())} MiB free after reserved and dense"
+        )
+    elif needed > offered:
+        yield (
+            f"experts need {_mib(needed)} MiB in all ({all_of_them}), GPUs have {_mib(offered)} "
+            f"MiB free after reserved and dense: {_mib(needed - offered)} MiB are missing"
+        )
+    elif (room := int(_rooms(data).sum())) < copies:
+        limit = "" if data.slots is None else " and its slots"
+        yield (
+            f"whole experts: with {data.expert_mib:,.6g} MiB each, the GPUs' free memory{limit} "
+            f"hold {room:,} experts, but there are {copies:,} ({all_of_them}): "
+            f"{copies - room:,} too many"
+        )
+
+
+def _requests(data: ProblemData, requests: RequestClasses) -> Iterator[str]:
+    free, size = _free_bytes(data), _bytes(data.expert_mib)
+    copies = data.layers * data.experts
+    rooms = _rooms(data)
+    # Experts that must be on GPU g even where all the other GPUs hold as many as they can.
+    forced = np.maximum(0, copies - (rooms.sum() - rooms))
+    beside = free - forced * size
+    kv = np.rint(requests.kv_mib * BYTES_PER_MIB).astype(np.int64)
+    for c in np.flatnonzero(kv > beside.max()).tolist():
+        g = int(beside.argmax())
+        yield (
+            f"one request of class {requests.names[c]!r} needs {_mib(kv[c])} MiB of KV cache, no "
+            f"GPU has more than {_mib(beside.max())} MiB for it (GPU {g}: {_mib(free[g])} MiB "
+            f"free, of which experts take at least {_mib(forced[g] * size)} MiB)"
+        )
+    yield from _too_many_large(data, requests, kv)
+    if data.wave_steps is not None:
+        longest = max(data.wave_steps)
+        for c in np.flatnonzero(requests.output_tokens > longest).tolist():
+            yield (
+                f"class {requests.names[c]!r} decodes {requests.output_tokens[c]:,} tokens, the "
+                f"longest wave has {longest:,} steps"
+            )
+    room = int(free.sum()) - copies * size
+    for length in np.unique(requests.output_tokens)[::-1].tolist():
+        line = _too_much_kv(data, requests, kv, room, length)
+        if line:
+            yield line
+            return
+
+
+def _too_many_large(data: ProblemData, requests: RequestClasses, kv: IntArray) -> Iterator[str]:
+    """Count the whole requests of a size that the GPUs hold, even without any expert."""
+    for size in np.unique(kv[kv > 0])[::-1].tolist():
+        large = int(requests.count[kv >= size].sum())
+        places = data.waves * int((_free_bytes(data) // size).sum())
+        if large > places:
+            yield (
+                f"{large:,} requests need {_mib(size)} MiB of KV cache or more each, the GPUs' "
+                f"free memory holds {places:,} of them in {_waves(data.waves)}"
+            )
+            return
+
+
+def _too_much_kv(
+    data: ProblemData, requests: RequestClasses, kv: IntArray, room: int, length: int
+) -> str | None:
+    """Compare the KV cache of requests of ``length`` tokens and more with their waves' room."""
+    steps = data.wave_steps
+    waves = data.waves if steps is None else sum(step >= length for step in steps)
+    chosen = requests.output_tokens >= length
+    if steps is None and not chosen.all():
+        return None  # any wave may be long: only all requests together can be too many
+    needed = int(requests.count[chosen] @ kv[chosen])
+    # Without any room each class has its line; without a wave of this length too.
+    if waves == 0 or room == 0 or needed <= waves * room:
+        return None
+    who = "requests" if chosen.all() else f"requests of {length:,} output tokens and more"
+    missing = -(-needed // room) - waves
+    long_enough = "" if steps is None else f" of {length:,} steps and more"
+    return (
+        f"{who} need {_mib(needed)} MiB of KV cache, {_waves(waves)}{long_enough} "
+        f"{'has' if waves == 1 else 'have'} {waves} × {_mib(room)} MiB beside one copy of every "
+        f"expert: {_waves(missing)} more at least"
+    )
+
+
+def _waves(waves: int) -> str:
+    return "1 wave" if waves == 1 else f"{waves:,} waves"
+
+
+def _rooms(data: ProblemData) -> IntArray:
+    """Most distinct experts of all layers that each GPU can hold, shape (G,)."""
+    by_memory = _free_bytes(data) // _bytes(data.expert_mib)
+    a_layer = data.experts if data.slots is None else min(data.slots, data.experts)
+    return np.minimum(by_memory, data.layers * a_layer)
+
+
+def _free_bytes(data: ProblemData) -> IntArray:
+    if data.free_mib is None:
+        raise ValueError("memory is not limited")
+    return np.rint(data.free_mib * BYTES_PER_MIB).astype(np.int64)
+
+
+def _bytes(size_mib: float) -> int:
+    return round(size_mib * BYTES_PER_MIB)
+
+
+def _mib(size: int) -> str:
+    return f"{size / BYTES_PER_MIB:,.6f}".rstrip("0").rstrip(".")
