@@ -1,0 +1,1 @@
+"""The solvers: one adapter a file, one worker process a solve."""
