@@ -1,4 +1,4 @@
-"""Where should the experts of a Mixture-of-Experts LLM live, and how far is any answer from best?
+"""Experts of a Mixture-of-Experts LLM: where to place them, with a proof of how good it is.
 
 >>> import moeopt
 >>> outcome = moeopt.solve("smoke_replication_pairs", problem="replication")

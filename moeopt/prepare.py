@@ -98,12 +98,17 @@ def _missing_ingredients(instance: Instance, problem: str) -> list[str]:
     if problem not in PROBLEMS:
         return [f"problem {problem!r} is unknown (known: {', '.join(PROBLEMS)})"]
     if problem != "joint":
-        return [
-            f"problem {problem} needs routing[{l}].scenarios"
-            for l, routed in enumerate(instance.routing)  # noqa: E741
-            if routed.scenarios is None
-        ]
+        lacking = [l for l, routed in enumerate(instance.routing) if routed.scenarios is None]
+        if len(lacking) == len(instance.routing):
+            return [f"problem {problem} needs routing[*].scenarios: no layer has any"]
+        return [f"problem {problem} needs routing[{l}].scenarios" for l in lacking]
     lines = []
+    spec = instance.layer_time
+    if spec.form == "unit" and (spec.attention_base_us or spec.attention_us_per_mib):
+        lines.append(
+            "problem joint needs layer_time in microseconds where attention_*_us are given: "
+            "`unit` counts expert-time units"
+        )
     if instance.requests is None:
         lines.append("problem joint needs `requests`")
     if instance.moe.kv_kib_per_token is None:

@@ -145,7 +145,7 @@ class Solution(BaseModel):
         if lines := _hosts_outside(self, gpus):
             raise InputError(lines)
         x = np.zeros((len(self.hosts), max(sizes, default=0), gpus), dtype=bool)
-        for l, layer in enumerate(self.hosts):  # noqa: E741
+        for l, layer in enumerate(self.hosts):
             for e, held in enumerate(layer):
                 x[l, e, held] = True
         return x
@@ -199,7 +199,7 @@ def _hosts_lists(x: npt.NDArray[np.bool_]) -> list[list[list[int]]]:
     layers, experts, _ = x.shape
     # One pass over the set bits instead of one numpy call for each of the L·E experts.
     lists: list[list[list[int]]] = [[[] for _ in range(experts)] for _ in range(layers)]
-    for l, e, g in np.argwhere(x).tolist():  # noqa: E741
+    for l, e, g in np.argwhere(x).tolist():
         lists[l][e].append(g)
     return lists
 
@@ -227,7 +227,7 @@ def _array_lists(y: npt.NDArray[Any], data: ProblemData) -> list[list[list[Part]
     _expect_shape("dispatch", y, (None, data.layers, data.experts, data.gpus))
     lists: list[list[list[Part]]] = [[[] for _ in range(len(y))] for _ in range(data.layers)]
     where = np.argwhere(y)
-    for (w, l, e, g), tokens in zip(where.tolist(), y[tuple(where.T)].tolist(), strict=True):  # noqa: E741
+    for (w, l, e, g), tokens in zip(where.tolist(), y[tuple(where.T)].tolist(), strict=True):
         lists[l][w].append((e, g, tokens))
     return lists
 
@@ -273,7 +273,7 @@ def _hosts_misfits(instance: Instance, solution: Solution) -> Iterator[str]:
         yield f"hosts: has {len(solution.hosts)} layers, the instance {layers}"
     lines = [
         f"hosts[{l}]: has {len(layer)} experts, the instance {experts}"
-        for l, layer in enumerate(solution.hosts)  # noqa: E741
+        for l, layer in enumerate(solution.hosts)
         if len(layer) != experts
     ]
     yield from limited(lines, len(lines))
@@ -303,14 +303,14 @@ def _dispatch_misfits(instance: Instance, solution: Solution) -> Iterator[str]:
     if len(solution.dispatch) != instance.moe.layers:
         yield f"dispatch: has {len(solution.dispatch)} layers, the instance {instance.moe.layers}"
     if solution.waves is not None:
-        for l, waves in enumerate(solution.dispatch):  # noqa: E741
+        for l, waves in enumerate(solution.dispatch):
             if len(waves) != len(solution.waves):
                 yield f"dispatch[{l}]: has {len(waves)} waves, `waves` has {len(solution.waves)}"
     experts, gpus = instance.moe.experts, instance.cluster.gpus
     lines = [
         f"dispatch[{l}][{s}][{i}]: expert {e} or GPU {g} does not exist "
         f"(experts are 0..{experts - 1}, GPUs are 0..{gpus - 1})"
-        for l, layer in enumerate(solution.dispatch)  # noqa: E741
+        for l, layer in enumerate(solution.dispatch)
         for s, computed in enumerate(layer)
         for i, (e, g, _) in enumerate(computed)
         if not (0 <= e < experts and 0 <= g < gpus)
@@ -321,7 +321,7 @@ def _dispatch_misfits(instance: Instance, solution: Solution) -> Iterator[str]:
 def _hosts_outside(solution: Solution, gpus: int) -> list[str]:
     lines = [
         f"hosts[{l}][{e}][{j}]: GPU {g} does not exist (GPUs are 0..{gpus - 1})"
-        for l, layer in enumerate(solution.hosts)  # noqa: E741
+        for l, layer in enumerate(solution.hosts)
         for e, held in enumerate(layer)
         for j, g in enumerate(held)
         if not 0 <= g < gpus

@@ -206,8 +206,8 @@ def test_default_waves_suffice_for_the_kv_cache() -> None:
         ("packing", {}, ["problem 'packing' is unknown (known: placement, replication, joint)"]),
         (
             "replication",
-            {"routing": [{"layer": l, "load": [1, 1, 1, 1]} for l in (0, 1)]},  # noqa: E741
-            [f"problem replication needs routing[{l}].scenarios" for l in (0, 1)],  # noqa: E741
+            {"routing": [{"layer": l, "load": [1, 1, 1, 1]} for l in (0, 1)]},
+            ["problem replication needs routing[*].scenarios: no layer has any"],
         ),
         ("joint", {"requests": None}, ["problem joint needs `requests`"]),
         (
@@ -232,7 +232,7 @@ def test_missing_ingredients(problem: str, changes: dict[str, Any], lines: list[
 
 
 def test_joint_needs_no_scenarios() -> None:
-    routing = [{"layer": l, "load": [1, 1, 1, 1]} for l in (0, 1)]  # noqa: E741
+    routing = [{"layer": l, "load": [1, 1, 1, 1]} for l in (0, 1)]
     assert made("joint", routing=routing).load.tolist() == [[1, 1, 1, 1]] * 2
 
 

@@ -1,0 +1,63 @@
+"""The same instance with GPUs, experts and requests under other numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from moeopt.problem import ProblemData, Scenarios
+
+
+def relabelled(data: ProblemData, rng: np.random.Generator) -> ProblemData:
+    """Permute experts (a permutation a layer), GPUs and request classes."""
+    layers = [rng.permutation(data.experts) for _ in range(data.layers)]
+    gpus = rng.permutation(data.gpus)
+    changed = replace(
+        data,
+        scenarios=tuple(_scenarios(s, layers[l], rng) for l, s in enumerate(data.scenarios)),
+        load=np.stack([_moved(row, new) for row, new in zip(data.load, layers, strict=True)]),
+        free_mib=None if data.free_mib is None else data.free_mib[gpus],
+        gpu_kind=data.gpu_kind[gpus],
+    )
+    if data.requests is None:
+        return changed
+    order = rng.permutation(len(data.requests.names))
+    usage = np.stack(
+        [
+            np.stack([_moved(row, layers[l]) for l, row in enumerate(data.requests.usage[c])])
+            for c in order
+        ]
+    )
+    requests = replace(
+        data.requests,
+        names=tuple(data.requests.names[c] for c in order),
+        count=data.requests.count[order],
+        prompt_tokens=data.requests.prompt_tokens[order],
+        output_tokens=data.requests.output_tokens[order],
+        kv_mib=data.requests.kv_mib[order],
+        usage=usage,
+    )
+    return replace(changed, requests=requests)
+
+
+def _moved(row, new):
+    out = np.empty_like(row)
+    out[new] = row
+    return out
+
+
+def _scenarios(scenarios: Scenarios, new, rng) -> Scenarios:
+    order = rng.permutation(len(scenarios))
+    expert, tokens = [], []
+    for s in order:
+        members = new[scenarios.members(s)]
+        by = np.argsort(members)
+        expert.append(members[by])
+        tokens.append(scenarios.counts(s)[by])
+    return Scenarios(
+        np.cumsum([0, *(len(e) for e in expert)]),
+        np.concatenate(expert),
+        np.concatenate(tokens),
+        scenarios.weight[order],
+    )
