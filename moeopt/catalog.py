@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from moeopt.instance import Instance
 
 SOLVERS = ("highs", "cpsat")
+#: Solvers of LP relaxations; pdlp takes nothing else.
+LP_SOLVERS = ("highs", "pdlp")
 KINDS = ("exact", "relaxation", "restriction", "approximation")
 _PACKAGE = Path(__file__).resolve().parent
 

@@ -12,9 +12,10 @@ from moeopt.catalog import is_native, load_formulation, read_instance, solver_na
 from moeopt.errors import InputError
 from moeopt.prepare import prepare
 from moeopt.problem import ProblemData
+from moeopt.running import FLOAT_BOUND_SLACK
 from moeopt.solvers.base import SolveSettings
 from moeopt.solvers.supervise import run_job
-from moeopt.solving import FLOAT_BOUND_SLACK, solve
+from moeopt.solving import solve
 
 
 @dataclass
@@ -82,7 +83,7 @@ def compare(
     """
     for name in formulations:
         module = load_formulation(name)
-        if module.PROBLEM != problem:
+        if problem != module.PROBLEM:
             raise InputError(f"formulation {name} is for {module.PROBLEM}, not for {problem}")
     for solver in solvers or []:
         if solver not in solver_names():

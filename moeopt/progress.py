@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from moeopt.solving import ProgressState
+from moeopt.running import ProgressState
 
 #: Seconds between lines where standard error is not a terminal.
 _PLAIN_INTERVAL_S = 5.0

@@ -14,7 +14,7 @@ from moeopt.checker import CheckReport
 from moeopt.comparing import Comparison
 from moeopt.progress import percent
 from moeopt.rounding_text import lower_text, upper_text
-from moeopt.solving import Outcome
+from moeopt.running import Outcome
 
 _STATUS = {
     "optimal": "proved optimal (within the gap asked for)",

@@ -24,7 +24,7 @@ Doubles are odd integers times powers of two, so all scaling by powers of two is
 3.  *Objective.* Treated as a row: ``sum c t <= S (cost x) + C``, hence
     ``cost x >= (sum c t - C) / S``.
 
-4.  *Overflow.* ``sum |c| max|t|`` is below ``2**61`` in every row and ``2**55`` in the objective,
+4.  *Overflow.* ``sum |c| max|t|`` is below ``2**61`` in every row and ``2**50`` in the objective,
     computed in doubles (relative error below 1e-9): more than a factor two to 2**62 is left.
 """
 
@@ -47,12 +47,12 @@ FloatArray = npt.NDArray[np.float64]
 #: Corrections are kept in units of 2**-FINE of a row's unit.
 FINE = 10
 #: Rounding of a row's coefficients stays below 2**-ROW_BITS of its largest term.
-ROW_BITS = 28
+ROW_BITS = 26
 #: Rows with at most so many bits are kept exact, others are rounded to at most WISHED_BITS.
 EXACT_BITS = 48
-WISHED_BITS = 58
+WISHED_BITS = 56
 LIMIT_BITS = 61
-OBJECTIVE_BITS = 55
+OBJECTIVE_BITS = 50
 #: An odd part with more bits is a decimal that no power of two makes integral.
 AWKWARD_BITS = 20
 

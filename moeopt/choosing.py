@@ -1,0 +1,76 @@
+"""Which formulation and solver, where nobody says; and whether what is said fits."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from types import ModuleType
+
+from moeopt.catalog import load_formulation, solver_names
+from moeopt.errors import InputError
+from moeopt.problem import ProblemData
+
+#: What is tried where no formulation is asked for: (formulation, solver).
+DEFAULTS = {
+    "placement": ("placement_cp", "cpsat"),
+    "replication": ("replication_cp", "cpsat"),
+    "joint": ("joint_work", "highs"),
+}
+
+#: Larger programs are not worth starting without being asked: building them eats the time limit.
+LARGEST_DEFAULT_NONZEROS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A formulation and a solver for it."""
+
+    name: str
+    module: ModuleType
+    solver: str
+
+    def kind(self, data: ProblemData) -> str:
+        """What the formulation's value proves for this instance."""
+        kind_of = getattr(self.module, "kind", None)
+        return str(kind_of(data) if kind_of is not None else self.module.KIND)
+
+    def proves(self, data: ProblemData) -> bool:
+        """Whether its dual bound is a lower bound of the problem."""
+        return self.kind(data) in ("exact", "relaxation")
+
+    def nonzeros(self, data: ProblemData) -> int:
+        """Nonzeros of the program, from its size formula."""
+        return int(self.module.size(data)["nonzeros"])
+
+
+def choose(
+    data: ProblemData, formulation: str | os.PathLike[str] | None, solver: str | None
+) -> tuple[Choice | None, str | None]:
+    """Return the choice, and why there is none where nobody asked for one.
+
+    Raises
+    ------
+    InputError
+        What was asked for does not exist or does not fit.
+    """
+    name = os.fspath(formulation) if formulation is not None else DEFAULTS[data.problem][0]
+    module = load_formulation(name)
+    if data.problem != module.PROBLEM:
+        raise InputError(f"formulation {name} is for {module.PROBLEM}, not for {data.problem}")
+    allowed = solver_names(module)
+    chosen = solver or (DEFAULTS[data.problem][1] if formulation is None else allowed[0])
+    if chosen not in solver_names():
+        raise InputError(f"there is no solver {chosen!r}; solvers are {', '.join(solver_names())}")
+    if chosen not in allowed:
+        raise InputError(f"{name} is a native CP model: only cpsat solves it, not {chosen}")
+    choice, reason = Choice(name, module, chosen), module.supports(data)
+    if formulation is not None:
+        if reason is not None:
+            raise InputError(f"formulation {name} does not take this instance: {reason}")
+        return choice, None
+    if reason is None and choice.nonzeros(data) > LARGEST_DEFAULT_NONZEROS:
+        reason = (
+            f"its {choice.nonzeros(data):,} nonzeros are too many to start unasked "
+            f"(more than {LARGEST_DEFAULT_NONZEROS:,}; ask for it with --formulation)"
+        )
+    return (choice, None) if reason is None else (None, f"{name}: {reason}")
