@@ -31,10 +31,10 @@ def solve_jobs(folder, jobs):
 
 
 def formulations_of(data):
-    """(formulation, solver) pairs that can solve ``data``."""
+    """(formulation, solver) pairs that can solve ``data``; relaxations cannot."""
     pairs = []
     for name in formulation_names(data.problem):
         module = load_formulation(name)
-        if module.supports(data) is None:
+        if module.KIND == "exact" and module.supports(data) is None:
             pairs += [(name, s) for s in (["cpsat"] if is_native(module) else ["highs", "cpsat"])]
     return pairs

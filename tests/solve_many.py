@@ -21,7 +21,8 @@ from moeopt.solvers.base import SolveSettings
 
 def run(adapter, data, name, relax):
     formulation = load_formulation(name)
-    settings = SolveSettings(time_limit_s=60.0, gap=0.0, threads=1, options={})
+    threads = 8 if adapter.NAME == "cpsat" else 1  # CP-SAT is made for its portfolio
+    settings = SolveSettings(time_limit_s=120.0, gap=0.0, threads=threads)
     nothing = (lambda progress: None, threading.Event(), None)
     if hasattr(formulation, "build_cpsat"):
         native = formulation.build_cpsat(data)

@@ -18,8 +18,9 @@ from moeopt.prepare import explain_infeasible, prepare
 
 SMOKE = Path(__file__).parent.parent / "instances" / "smoke"
 
-#: Solvers are given a relative gap of 0; what is left is their tolerances and CP-SAT's grid.
-AGREE = 2e-6
+#: Solvers are given a relative gap of 0. What is left is their tolerances and, for CP-SAT, the grid
+#: of 2**22 steps a real column: half a dozen of them add up in one makespan.
+AGREE = 5e-6
 #: 17 tangents lie at most 1 − cos(π/64) below the p2 form.
 P2_LOSS = 1.3e-3
 
@@ -99,19 +100,31 @@ def answers(tmp_path_factory):
     return dict(zip(keys, solve_jobs(tmp_path_factory.mktemp("jobs"), jobs), strict=True))
 
 
+def kind_of(formulation, data):
+    module = load_formulation(formulation)
+    return module.kind(data) if hasattr(module, "kind") else module.KIND
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_solvers_and_brute_force_agree(name, optima, answers):
     data, optimum = CASES[name], optima[name]
-    loss = P2_LOSS if data.layer_time.form == "p2" else AGREE
+    p2 = data.layer_time.form == "p2"
+    loss = P2_LOSS if p2 else AGREE
+    slack = 1e-7 * abs(optimum)
     mine = {key: answer for key, answer in answers.items() if key[0] == name}
-    assert len(mine) >= 3
+    agreed = 0
     for key, (reason, _claimed, bound, plan) in mine.items():
-        assert reason == "optimal", key
-        slack = 1e-7 * abs(optimum)
-        assert optimum * (1 - loss) - slack <= bound <= optimum + slack, key
+        # CP-SAT solves its rounded program to the end, and says that rounding leaves a gap.
+        assert reason in ("optimal", "imprecise" if key[2] == "cpsat" else "optimal"), key
+        assert bound <= optimum + slack, key
         report = check_solution(data, plan)
         assert not report.violations, key
-        assert optimum - slack <= report.objective <= optimum * (1 + loss) + slack, key
+        assert report.objective >= optimum - slack, key
+        if p2 or kind_of(key[1], data) == "exact":
+            agreed += 1
+            assert bound >= optimum * (1 - loss) - slack, key
+            assert report.objective <= optimum * (1 + loss) + slack, key
+    assert agreed >= 3
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -156,19 +169,21 @@ def test_relabelling_changes_nothing(name, optima):
 def test_relabelling_changes_no_solver_answer(tmp_path, optima):
     rng = np.random.default_rng(11)
     names = ["smoke_placement_two_layers", "smoke_replication_sum", "smoke_joint_two_waves"]
-    jobs, expected = [], []
+    jobs: list = []
+    expected: list = []
     for name in names:
         data = relabelled(CASES[name], rng)
         for formulation, solver in formulations_of(data):
-            jobs.append((solver, data, formulation, False))
-            expected.append(optima[name])
+            if kind_of(formulation, data) == "exact":
+                jobs.append((solver, data, formulation, False))
+                expected.append(optima[name])
     for job, answer, optimum in zip(jobs, solve_jobs(tmp_path, jobs), expected, strict=True):
         report = check_solution(job[1], answer[3])
         assert report.objective == pytest.approx(optimum, rel=AGREE), job[2]
 
 
-def test_kinds_are_told_by_the_form():
+def test_tangents_make_a_relaxation():
     for data in CASES.values():
         for formulation, _ in formulations_of(data):
-            kind = load_formulation(formulation).kind(data)
-            assert kind == ("relaxation" if data.layer_time.form == "p2" else "exact")
+            if data.layer_time.form == "p2":
+                assert kind_of(formulation, data) == "relaxation"
