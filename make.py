@@ -87,7 +87,7 @@ def lint(interpreter: str, rest: list[str]) -> int:
 CHORES = {"demo": demo, "test": test, "lint": lint}
 
 
-def main() -> int:
+def main() -> int | str:
     """Run the chore that the command line names."""
     if sys.version_info < (3, 11):  # noqa: UP036 (this file runs before anything is installed)
         sys.exit("moeopt needs Python 3.11 or newer")
@@ -98,7 +98,10 @@ def main() -> int:
         "chore", choices=CHORES, help="; ".join(f"{k}: {v.__doc__}" for k, v in CHORES.items())
     )
     arguments, rest = parser.parse_known_args()
-    return CHORES[arguments.chore](python(), rest)
+    try:
+        return CHORES[arguments.chore](python(), rest)
+    except subprocess.CalledProcessError as error:
+        return f"{arguments.chore}: {' '.join(error.cmd[:5])} … failed, see above"
 
 
 if __name__ == "__main__":

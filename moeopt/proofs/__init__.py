@@ -1,0 +1,1 @@
+"""Lower bounds that take work: relaxations with multipliers, searches, certificates."""
