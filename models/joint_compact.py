@@ -67,7 +67,7 @@ def size(data: ProblemData) -> dict[str, int]:
     hosting = layers * experts * gpus
     pieces = data.layer_time.pieces()
     per_piece = sum((act > 0) + (tok > 0) for _, act, tok in pieces)
-    used = np.count_nonzero(requests.usage)
+    used = int(np.count_nonzero(requests.usage))
     run = [lengths(data, w) for w in range(wave_count)]
     options = sum(len(r) for r in run)
     allowed = sum(
@@ -78,7 +78,7 @@ def size(data: ProblemData) -> dict[str, int]:
     cached = int(np.count_nonzero(requests.kv_mib)) * wave_count * gpus
     reads_kv = data.attention_us_per_mib > 0
     routed = wave_count * hosting + wave_count * gpus * used
-    rows = {
+    rows: dict[str, tuple[int, int]] = {
         "memory": (wave_count * gpus, wave_count * hosting + cached),
         "slots": slots,
         "hosted": (layers * experts, hosting),
@@ -86,7 +86,7 @@ def size(data: ProblemData) -> dict[str, int]:
         "routed": (wave_count * layers * experts, routed),
         "activated": (
             wave_count * hosting,
-            wave_count * (hosting + gpus * np.count_nonzero(most_tokens(data))),
+            wave_count * (hosting + gpus * int(np.count_nonzero(most_tokens(data)))),
         ),
         "link": (wave_count * hosting, 2 * wave_count * hosting),
         "time": (

@@ -347,7 +347,7 @@ def test_contracts():
     assert set(NAMES) <= set(formulation_names("placement"))
     for name in NAMES:
         formulation = load_formulation(name)
-        assert formulation.KIND == ("relaxation" if name == NAMES[0] else "exact")
+        assert ("relaxation" if name == NAMES[0] else "exact") == formulation.KIND
     two, three = instance(6, 3, 2), instance(6, 2, 3)
     assert load_formulation(NAMES[0]).kind(two) == "exact"
     assert load_formulation(NAMES[0]).kind(three) == "relaxation"

@@ -1,0 +1,1 @@
+"""Plans by construction and local search; none of them proves anything."""

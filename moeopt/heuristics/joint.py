@@ -224,7 +224,7 @@ def _single_copies(
             Scenarios(
                 np.cumsum([0, *map(len, rows)]),
                 np.concatenate(rows),
-                np.concatenate([tokens[w, l, row] for w, row in zip(used, rows, strict=True)]),  # type: ignore[arg-type]
+                np.concatenate([tokens[w, l, row] for w, row in zip(used, rows, strict=True)]),
                 weight,
             )
         )
@@ -281,7 +281,7 @@ class _Layer:
         return float(sum(d * r.time for d, r in zip(self.steps, results, strict=True)))
 
     def best_copy(self, spare: IntArray) -> tuple[float, int, int]:
-        """Return (gain, expert, GPU) of the best replica for the busiest GPU of the longest wave."""
+        """Best replica for the busiest GPU of the costliest wave: (gain, expert, GPU)."""
         w = int(np.argmax(self.steps * [r.time for r in self.results]))
         served = self.served(w)
         busy = self.data.layer_time.of((served > 0).sum(axis=0), served.sum(axis=0))
