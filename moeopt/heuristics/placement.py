@@ -1,4 +1,7 @@
-"""``placement`` by descent: swap two experts, or move one, while the expected time falls."""
+"""``placement``: annealing and large neighbourhoods for the ``unit`` form, descent for the others.
+
+The plan is never worse than the contiguous one, nor (``unit``) than the published greedy.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ class LayerState:
             self.gpu_of[e] = target
 
     def improve(self, moves: list[tuple[int, int]]) -> bool:
-        """Apply the moves (expert, GPU) if they lower the expected time; else leave all as it was."""
+        """Apply the moves (expert, GPU) if they lower the expected time; else leave all."""
         back = [(e, int(self.gpu_of[e])) for e, _ in moves]
         rows = np.unique(np.concatenate([self.rows[e] for e, _ in moves]))
         self._reassign(moves)
@@ -108,17 +111,23 @@ def place(
     seed: int = 0,
     time_limit_s: float = 30.0,
     stop: Callable[[], bool] = lambda: False,
+    iterations: int | None = None,
 ) -> Solution | None:
     """Place one copy of every expert.
 
-    Layers are improved one after the other from an even spread, each within its share of the time.
+    Parameters
+    ----------
+    iterations : int, optional
+        Proposals of the annealing for each layer (``unit``).
 
     Returns
     -------
     Solution or None
         None if no room was found for a first plan.
     """
-    hosts = place_hosts(data, seed=seed, time_limit_s=time_limit_s, stop=stop)
+    hosts = place_hosts(
+        data, seed=seed, time_limit_s=time_limit_s, stop=stop, iterations=iterations
+    )
     return None if hosts is None else Solution.from_arrays(data, hosts)
 
 
@@ -128,24 +137,60 @@ def place_hosts(
     seed: int = 0,
     time_limit_s: float = 30.0,
     stop: Callable[[], bool] = lambda: False,
+    iterations: int | None = None,
 ) -> BoolArray | None:
     """Like :func:`place`; the hosts as an array of shape (L, E, G)."""
-    hosts = spread(data)
-    if hosts is None:
+    from moeopt.heuristics.greedy import contiguous
+
+    starts = [hosts for hosts in (contiguous(data), spread(data)) if hosts is not None]
+    if not starts:
         return None
+    if data.layer_time.form == "unit":
+        from moeopt.heuristics.improve import improve_unit
+
+        return improve_unit(
+            data,
+            starts,
+            replicas=False,
+            seed=seed,
+            time_limit_s=time_limit_s,
+            iterations=iterations,
+            stop=stop,
+        )
+    return _descend_from(data, starts, seed, time_limit_s, stop)
+
+
+def _descend_from(
+    data: ProblemData,
+    starts: list[BoolArray],
+    seed: int,
+    time_limit_s: float,
+    stop: Callable[[], bool],
+) -> BoolArray:
+    """Descend layer by layer, each within its share of the time; the last start has the totals."""
+    hosts = starts[-1].copy()
     begin = time.monotonic()
     left = room(data) - hosts.sum(axis=(0, 1))
     rng = np.random.default_rng(seed)
     for l, scenarios in enumerate(data.scenarios):
         share = time_limit_s * (l + 1) / data.layers
-        free = np.minimum(left, slots(data) - hosts[l].sum(axis=0))
         before = hosts[l].sum(axis=0)
-        starts = [hosts[l].argmax(axis=1)]
+        free = np.minimum(left, slots(data) - before)
+        gpu_of = hosts[l].argmax(axis=1)
+        first = [gpu_of]
         if len(set(data.gpu_kind.tolist())) == 1:  # a second start: the same counts, shuffled
-            starts.append(rng.permutation(starts[0]))
+            first.append(rng.permutation(gpu_of))
+        for start in starts[:-1]:
+            if (start[l].sum(axis=0) <= before + free).all():
+                first.append(start[l].argmax(axis=1))
         states = [
-            descend(LayerState(data, scenarios, gpu_of), free.copy(), begin + share, stop)[0]
-            for gpu_of in starts
+            descend(
+                LayerState(data, scenarios, at),
+                free + before - np.bincount(at, minlength=data.gpus),
+                begin + share,
+                stop,
+            )[0]
+            for at in first
         ]
         best = min(states, key=lambda state: state.expected)
         hosts[l] = np.arange(data.gpus) == best.gpu_of[:, None]

@@ -1,7 +1,10 @@
-"""``replication`` by the published greedy: add the replica with the largest gain until none fits.
+"""``replication``: greedy and annealing over copies.
 
-Beaumont et al., Euro-Par 2025. It starts from the single copies of the placement descent. Where no
-replica gains (for k >= 3 two may gain only together) the rest of the room is left empty.
+``unit`` form: the best of the published greedy, today's default and the single-copy plan filled up
+by gain, then annealed. Other forms: from the single copies of the placement descent, add the
+replica with the largest gain until none gains (Beaumont et al., Euro-Par 2025, start from nothing;
+see ``greedy``). Where no replica gains (for k ≥ 3 two may gain only together) the rest of the room
+is left empty.
 """
 
 from __future__ import annotations
@@ -13,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from moeopt import dispatch
-from moeopt.heuristics.capacity import room, slots
+from moeopt.heuristics.capacity import room, slots, spread
 from moeopt.heuristics.placement import place_hosts
 from moeopt.problem import FloatArray, IntArray, LayerTime, ProblemData, Scenarios
 from moeopt.solution import Solution
 
 BoolArray = npt.NDArray[np.bool_]
 _LEAST_GAIN = 1e-12
+_UNIT_GPUS = 62  # bits of a mask
 
 
 class LayerTimes:
@@ -114,9 +118,36 @@ def replicate(
     seed: int = 0,
     time_limit_s: float = 30.0,
     stop: Callable[[], bool] = lambda: False,
+    iterations: int | None = None,
 ) -> Solution | None:
-    """Place single copies, then replicate greedily."""
+    """Place copies of every expert.
+
+    Parameters
+    ----------
+    iterations : int, optional
+        Proposals of the annealing for each layer (``unit``).
+
+    Returns
+    -------
+    Solution or None
+        None if no room was found for a first plan.
+    """
     begin = time.monotonic()
+    if data.layer_time.form == "unit" and data.gpus <= _UNIT_GPUS:
+        from moeopt.heuristics.greedy import contiguous
+        from moeopt.heuristics.improve import improve_unit
+
+        starts = [hosts for hosts in (contiguous(data), spread(data)) if hosts is not None]
+        found = improve_unit(
+            data,
+            starts,
+            replicas=True,
+            seed=seed,
+            time_limit_s=time_limit_s,
+            iterations=iterations,
+            stop=stop,
+        )
+        return None if found is None else Solution.from_arrays(data, found)
     hosts = place_hosts(data, seed=seed, time_limit_s=0.4 * time_limit_s, stop=stop)
     if hosts is None:
         return None
