@@ -69,7 +69,9 @@ def demo(interpreter: str, rest: list[str]) -> int:
 def test(interpreter: str, rest: list[str]) -> int:
     """Run the fast tests (arguments go to pytest; ``-m slow`` runs the slow ones)."""
     install(interpreter, "[dev]")
-    command = [interpreter, "-m", "pytest", "-n", "2", *rest]
+    # Tests with time limits should not pay for numba's first compilation.
+    subprocess.run([interpreter, "-m", "moeopt.kernels"], check=True, cwd=ROOT)
+    command = [interpreter, "-m", "pytest", "-n", "2", "--dist", "loadfile", *rest]
     return subprocess.run(command, check=False, cwd=ROOT).returncode
 
 

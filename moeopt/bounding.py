@@ -9,15 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from moeopt.bounds import Bound, combinatorial_bounds
-from moeopt.catalog import formulation_names, is_native, load_formulation, read_instance
+from moeopt.catalog import LP_SOLVERS, formulation_names, is_native, load_formulation, read_instance
 from moeopt.errors import InputError
+from moeopt.heuristics import placement, replication
 from moeopt.instance import Instance
+from moeopt.methods import methods_for
 from moeopt.prepare import explain_infeasible, prepare
 from moeopt.problem import PROBLEMS, ProblemData, objective_unit
+from moeopt.proving import one_layer, prove, why_not
 from moeopt.solvers.base import SolveSettings
 from moeopt.solvers.supervise import run_job
 
-METHODS = ("combinatorial", "lp", "all")
+METHODS = ("combinatorial", "lp", "layers", "all")
+
+#: LPs with more nonzeros go to the first-order solver, unless told.
+_MANY_NONZEROS = 300_000
+
+#: Share of the time limit for the plan that the methods layer by layer start from.
+_PLAN_SHARE = 0.25
 
 
 @dataclass
@@ -45,6 +54,7 @@ def bounds(
     problem: str,
     methods: list[str],
     formulations: list[str] | None = None,
+    solver: str | None = None,
     time_limit_s: float = 60.0,
     memory_limit_mib: float | None = None,
 ) -> BoundReport:
@@ -52,9 +62,12 @@ def bounds(
 
     Parameters
     ----------
-    methods : list of {"combinatorial", "lp", "all"}
+    methods : list of {"combinatorial", "lp", "layers", "all"}
+        ``layers``: the methods of :mod:`moeopt.methods`, each alone.
     formulations : list of str, optional
         Whose LP relaxations; default: every formulation of the problem that takes the instance.
+    solver : {"highs", "pdlp"}, optional
+        For the LPs; default: HiGHS, PDLP for large ones.
     time_limit_s : float
         For each LP. An LP cut short still gives a bound if its duals are usable.
 
@@ -65,6 +78,8 @@ def bounds(
     for method in methods:
         if method not in METHODS:
             raise InputError(f"there is no method {method!r}; methods are {', '.join(METHODS)}")
+    if solver is not None and solver not in LP_SOLVERS:
+        raise InputError(f"{solver!r} solves no LPs here; {' and '.join(LP_SOLVERS)} do")
     if not isinstance(instance, Instance):
         instance = read_instance(instance)
     data = prepare(instance, problem)
@@ -74,19 +89,45 @@ def bounds(
         return report
     if formulations or not set(methods).isdisjoint({"lp", "all"}):
         for name in formulations or formulation_names(problem):
-            _add_relaxation(report, data, name, time_limit_s, memory_limit_mib, bool(formulations))
+            settings = SolveSettings(time_limit_s=time_limit_s, memory_limit_mib=memory_limit_mib)
+            _add_relaxation(report, data, name, solver, settings, asked=bool(formulations))
+    if not set(methods).isdisjoint({"layers", "all"}):
+        _add_proofs(report, data, time_limit_s, asked="layers" in methods)
     if not set(methods).isdisjoint({"combinatorial", "all"}):
         report.bounds += combinatorial_bounds(data)
     report.bounds.sort(key=lambda bound: -bound.value)
     return report
 
 
+def _add_proofs(
+    report: BoundReport, data: ProblemData, time_limit_s: float, *, asked: bool
+) -> None:
+    """Run every method that works layer by layer on its own."""
+    if (reason := why_not(data)) is not None:
+        if asked:
+            report.missing.append(f"layers: {reason}")
+        return
+    begin = time.monotonic()
+    find = placement.place if data.problem == "placement" else replication.replicate
+    plan = find(data, time_limit_s=_PLAN_SHARE * time_limit_s)
+    hosts = None if plan is None else plan.hosts_array(data.gpus)
+    left = time_limit_s - (time.monotonic() - begin)
+    for method in methods_for(data):
+        reason = method.fits(one_layer(data, 0))
+        if reason is not None:
+            report.missing.append(f"{method.name}: {reason}")
+            continue
+        proof = prove(data, [method], hosts=hosts, time_limit_s=left)
+        report.bounds.append(Bound(method.name, proof.value, method.proof, proof.seconds))
+
+
 def _add_relaxation(
     report: BoundReport,
     data: ProblemData,
     name: str,
-    time_limit_s: float,
-    memory_limit_mib: float | None,
+    solver: str | None,
+    settings: SolveSettings,
+    *,
     asked: bool,
 ) -> None:
     """Solve one LP relaxation in a worker and add its safe bound."""
@@ -105,15 +146,16 @@ def _add_relaxation(
     outcome = run_job(
         data,
         name,
-        "highs",
-        SolveSettings(time_limit_s=time_limit_s, memory_limit_mib=memory_limit_mib),
+        solver or ("pdlp" if formulation.size(data)["nonzeros"] > _MANY_NONZEROS else "highs"),
+        settings,
         relax=True,
     )
     if outcome.input_error:
         raise InputError(outcome.input_error)
     result = outcome.result
     if result is None or result.dual_bound is None:
-        report.missing.append(f"lp {name}: {outcome.message or outcome.cause}")
+        why = outcome.message or (result.limit and f"{result.limit} limit") if result else None
+        report.missing.append(f"lp {name}: {why or outcome.cause}")
         return
     report.bounds.append(
         Bound(

@@ -21,6 +21,10 @@ DEFAULTS = {
 LARGEST_DEFAULT_NONZEROS = 4_000_000
 
 
+#: Smaller programs of ``placement`` and ``replication`` go to the exact search at once.
+SMALL_NONZEROS = 5_000
+
+
 @dataclass(frozen=True)
 class Choice:
     """A formulation and a solver for it."""
@@ -74,3 +78,8 @@ def choose(
             f"(more than {LARGEST_DEFAULT_NONZEROS:,}; ask for it with --formulation)"
         )
     return (choice, None) if reason is None else (None, f"{name}: {reason}")
+
+
+def is_small(choice: Choice, data: ProblemData) -> bool:
+    """Whether the exact search needs no help: neither a warm start nor stronger bounds."""
+    return data.problem != "joint" and choice.nonzeros(data) <= SMALL_NONZEROS

@@ -152,11 +152,14 @@ def bound(
     problem: ProblemOpt,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", "-m", help="combinatorial, lp, or all; repeatable."),
+        typer.Option("--method", "-m", help="combinatorial, lp, layers, or all; repeatable."),
     ] = None,
     formulation: Annotated[
         list[str] | None,
         typer.Option("--formulation", "-f", help="Formulations for lp; default: all that fit."),
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option("--solver", "-s", help="For the LPs: highs or pdlp.")
     ] = None,
     time_limit: TimeOpt = 60.0,
     memory_limit: MemoryOpt = None,
@@ -171,6 +174,7 @@ def bound(
         problem=problem,
         methods=method or ["all"],
         formulations=formulation,
+        solver=solver,
         time_limit_s=time_limit,
         memory_limit_mib=memory_limit,
     )

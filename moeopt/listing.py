@@ -11,6 +11,7 @@ import numpy as np
 
 from moeopt import __version__
 from moeopt.catalog import (
+    LP_SOLVERS,
     SOLVERS,
     formulation_names,
     instance_entries,
@@ -55,10 +56,11 @@ def formulations() -> list[Row]:
     return sorted(rows, key=lambda row: (PROBLEMS.index(row["problem"]), row["formulation"]))
 
 
-_SOLVER_PACKAGES = {"highs": "highspy", "cpsat": "ortools"}
+_SOLVER_PACKAGES = {"highs": "highspy", "cpsat": "ortools", "pdlp": "ortools"}
 _SOLVER_WHAT = {
     "highs": "HiGHS: simplex, interior point, branch and bound",
     "cpsat": "OR-Tools CP-SAT: on directed rounding, and native CP models",
+    "pdlp": "OR-Tools PDLP: first-order, for the LP relaxations of large formulations",
 }
 
 
@@ -70,7 +72,7 @@ def solvers() -> list[Row]:
             "version": metadata.version(_SOLVER_PACKAGES[name]),
             "what": _SOLVER_WHAT[name],
         }
-        for name in SOLVERS
+        for name in dict.fromkeys((*SOLVERS, *LP_SOLVERS))
     ]
 
 

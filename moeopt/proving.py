@@ -24,6 +24,8 @@ OnBound = Callable[[float], None]
 
 #: Sums of so few terms lose less than this share; the total is lowered by it.
 _SAFE = 1.0 - 2.0**-45
+#: Share of the time left that a method gets for all layers while others wait.
+FIRST_SHARE = 0.7
 #: A layer's bound within this share of its plan needs no more work.
 CLOSED = 1e-9
 
@@ -129,7 +131,7 @@ def prove(
     stop: Stop = lambda: False,
     on_bound: OnBound = lambda value: None,
 ) -> Proof:
-    """Bound every layer with the methods that fit, each layer within its share of the time.
+    """Bound every layer with one method after the other, each layer within its share of the time.
 
     Parameters
     ----------
@@ -142,7 +144,9 @@ def prove(
     """
     begin = time.monotonic()
     layers = [one_layer(data, l) for l in range(data.layers)]
-    uppers = [None] * data.layers if hosts is None else layer_values(data, hosts).tolist()
+    uppers: list[float | None] = [None] * data.layers
+    if hosts is not None:
+        uppers = layer_values(data, hosts).tolist()
     hosts = None if hosts is None else hosts.copy()
     bounds, names = np.zeros(data.layers), [""] * data.layers
     for l, layer in enumerate(layers):
@@ -157,26 +161,31 @@ def prove(
             bounds[l], names[l] = value, name
             on_bound(total())
 
-    for l, layer in enumerate(layers):
-        for method in methods:
-            upper = uppers[l]
-            closed = upper is not None and upper - bounds[l] <= gap * upper
-            left = time_limit_s - (time.monotonic() - begin)
-            if closed or left <= 0 or stop() or method.fits(layer) is not None:
-                continue
-            share = left / (data.layers - l)
-            name = method.name
+    def is_open(l: int) -> bool:
+        upper = uppers[l]
+        return upper is None or upper - bounds[l] > gap * upper
+
+    for i, method in enumerate(methods):
+        left = time_limit_s - (time.monotonic() - begin)
+        pass_end = left if i == len(methods) - 1 else FIRST_SHARE * left
+        pass_end += time.monotonic() - begin
+        waiting = [l for l in range(data.layers) if is_open(l) and method.fits(layers[l]) is None]
+        for position, l in enumerate(waiting):
+            left = pass_end - (time.monotonic() - begin)
+            if left <= 0 or stop():
+                break
             proof = method.run(
-                layer,
-                upper,
+                layers[l],
+                uppers[l],
                 None if hosts is None else hosts[l],
-                share,
+                left / (len(waiting) - position),
                 stop,
-                lambda value, l=l, name=name: raised(l, value, name),
+                lambda value, l=l, name=method.name: raised(l, value, name),
             )
-            raised(l, proof.value, name)
+            raised(l, proof.value, method.name)
             if proof.hosts is not None and hosts is not None:
-                value = float(layer_values(layer, proof.hosts[None])[0])
-                if upper is None or value < upper:
+                value = float(layer_values(layers[l], proof.hosts[None])[0])
+                before = uppers[l]
+                if before is None or value < before:
                     uppers[l], hosts[l] = value, proof.hosts
     return Proof(total(), bounds, names, hosts, time.monotonic() - begin)

@@ -16,7 +16,9 @@ from moeopt.errors import InputError, SolverError
 from moeopt.heuristics import joint as joint_heuristic
 from moeopt.heuristics import placement as placement_heuristic
 from moeopt.heuristics import replication as replication_heuristic
+from moeopt.methods import methods_for
 from moeopt.problem import ProblemData, objective_unit
+from moeopt.proving import prove
 from moeopt.record import Record, Status, relative_gap
 from moeopt.solution import Solution
 from moeopt.solvers.base import Progress, SolveSettings
@@ -174,6 +176,32 @@ class Run:
         if self.best is None:
             self.notes.append("the heuristic found no room for a plan")
         self.seconds["heuristic"] = time.monotonic() - begin
+
+    def prove(self, time_limit_s: float, gap: float, stop: threading.Event) -> None:
+        """Bound layer by layer with the methods that suit the shape."""
+        begin = time.monotonic()
+        self.tell("proof")
+        hosts = None if self.best is None else self.best.hosts_array(self.data.gpus)
+
+        def on_bound(value: float) -> None:
+            self.live_lower = value
+            self.tell("proof")
+
+        proof = prove(
+            self.data,
+            methods_for(self.data),
+            hosts=hosts,
+            time_limit_s=time_limit_s,
+            gap=gap,
+            stop=stop.is_set,
+            on_bound=on_bound,
+        )
+        self.live_lower = None
+        self.lower_bounds[proof.source] = proof.value
+        if proof.hosts is not None and hosts is not None and (proof.hosts != hosts).any():
+            self.offer(Solution.from_arrays(self.data, proof.hosts), proof.source)
+        self.seconds["proof"] = time.monotonic() - begin
+        self.tell("proof")
 
     def search(
         self,

@@ -16,11 +16,13 @@ from dataclasses import replace
 from typing import Literal
 
 from moeopt.catalog import read_instance
-from moeopt.choosing import Choice, choose
+from moeopt.choosing import Choice, choose, is_small
 from moeopt.errors import InputError
 from moeopt.instance import Instance
+from moeopt.methods import methods_for
 from moeopt.prepare import explain_infeasible, prepare
-from moeopt.problem import PROBLEMS
+from moeopt.problem import PROBLEMS, ProblemData
+from moeopt.proving import one_layer, why_not
 from moeopt.running import OnProgress, Outcome, ProgressState, Run
 from moeopt.solution import Solution
 from moeopt.solvers.base import SolveSettings
@@ -30,6 +32,9 @@ __all__ = ["Outcome", "ProgressState", "solve"]
 
 #: Share of the time that heuristics may take before the exact search.
 HEURISTIC_SHARE = 0.35
+
+#: Share of what is left then that proofs layer by layer may take before an exact search.
+PROOF_SHARE = 0.8
 
 #: An exact search gets at least so much, whatever the phases before it took.
 LEAST_SEARCH_S = 0.5
@@ -107,30 +112,48 @@ def solve(
     reasons = explain_infeasible(run.data)
     if reasons:
         return run.finish(None, settings, None, reasons, False, log_path, time_limit_s)
+    # A small program is solved at once; methods that compile kernels first would only delay it.
+    small = chosen is not None and formulation is None and is_small(chosen, run.data)
+    layered = formulation is None and not small and why_not(run.data) is None
     if formulation is None:
-        run.note(_plan_of_action(chosen, why_none))
+        run.note(_plan_of_action(run.data, chosen, why_none, layered, small))
     if start == "default":
-        start = "heuristic" if formulation is None else None
+        start = "heuristic" if formulation is None and not small else None
     if isinstance(start, Solution):
         run.offer(start, "the given start")
     outcome: WorkerOutcome | None = None
     with _interruptible() as stop:
         run.bound()
         if start == "heuristic" and not run.closed(gap):
-            share = HEURISTIC_SHARE if chosen is not None else 1.0
+            share = HEURISTIC_SHARE if chosen is not None or layered else 1.0
             run.heuristic(seed, share * time_limit_s, stop)
+        if layered and not run.closed(gap) and not stop.is_set():
+            left = begin + time_limit_s - time.monotonic()
+            share = 1.0 if chosen is None else PROOF_SHARE
+            run.prove(share * left, gap, stop)
         if chosen is not None and not run.closed(gap) and not stop.is_set():
             left = max(LEAST_SEARCH_S, begin + time_limit_s - time.monotonic())
             settings = replace(settings, time_limit_s=left)
             outcome = run.search(chosen, settings, start is not None, stop, log_path)
         interrupted = stop.is_set()
+    if formulation is None and outcome is None:
+        chosen = None  # the phases before it were enough
     return run.finish(chosen, settings, outcome, [], interrupted, log_path, time_limit_s)
 
 
-def _plan_of_action(chosen: Choice | None, why_none: str | None) -> str:
-    if chosen is None:
-        return f"chosen: a heuristic and bounds; no exact search ({why_none})"
-    return f"chosen: a heuristic, then {chosen.name} with {chosen.solver}"
+def _plan_of_action(
+    data: ProblemData, chosen: Choice | None, why_none: str | None, layered: bool, small: bool
+) -> str:
+    steps = [] if small else ["a heuristic"]
+    if layered:
+        fitting = [m for m in methods_for(data) if m.fits(one_layer(data, 0)) is None]
+        names = " and ".join(method.name for method in fitting) or "combinatorial bounds"
+        shape = f"{data.experts} experts on {data.gpus} GPUs with {data.slots} slots"
+        steps.append(f"bounds by {names} ({shape})")
+    if chosen is not None:
+        steps.append(f"{chosen.name} with {chosen.solver}")
+    missing = "" if why_none is None else f"; no exact search ({why_none})"
+    return f"chosen: {', then '.join(steps)}{missing}"
 
 
 def _settings(
@@ -151,12 +174,6 @@ def _settings(
         seed=seed,
         options=options,
     )
-
-
-def _with_time(settings: SolveSettings, deadline: float) -> SolveSettings:
-    from dataclasses import replace
-
-    return replace(settings, time_limit_s=max(0.5, deadline - time.monotonic()))
 
 
 @contextlib.contextmanager

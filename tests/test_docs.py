@@ -9,20 +9,23 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pyomo.environ as pyo
 import pytest
+from make_data import random_data
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from moeopt.catalog import formulation_names, is_native, load_formulation, read_instance
 from moeopt.checker import CheckReport, check_solution
+from moeopt.choosing import Choice
 from moeopt.compile import compile_model
 from moeopt.declarative import declarative
 from moeopt.linear import LinearModel
+from moeopt.methods import methods_for
 from moeopt.prepare import prepare
 from moeopt.problem import ProblemData
 from moeopt.record import Record
@@ -61,16 +64,26 @@ def smoke_data(problem: str) -> tuple[ProblemData, ...]:
 
 
 @functools.cache
+def sample_data(problem: str) -> tuple[ProblemData, ...]:
+    """Smoke instances, and a scenario of five experts, for which some formulations have rows."""
+    if problem != "placement":
+        return smoke_data(problem)
+    rng = np.random.default_rng(0)
+    five = random_data("placement", rng, experts=6, gpus=3, top_k=5, scenarios=3, spare=0)
+    return (*smoke_data(problem), replace(five, name="five_of_six"))
+
+
+@functools.cache
 def built(name: str, instance: str) -> tuple[pyo.ConcreteModel, LinearModel]:
     formulation = load_formulation(name)
-    data = next(d for d in smoke_data(formulation.PROBLEM) if d.name == instance)
+    data = next(d for d in sample_data(formulation.PROBLEM) if d.name == instance)
     with declarative():
         model = formulation.build(data)
     return model, compile_model(model)
 
 
 def taken(formulation: ModuleType) -> list[ProblemData]:
-    return [d for d in smoke_data(formulation.PROBLEM) if formulation.supports(d) is None]
+    return [d for d in sample_data(formulation.PROBLEM) if formulation.supports(d) is None]
 
 
 def test_every_formulation_has_a_page_and_vice_versa() -> None:
@@ -80,22 +93,39 @@ def test_every_formulation_has_a_page_and_vice_versa() -> None:
     assert [n for n in NAMES if f"[{n}]({n}.md)" not in overview] == []
 
 
+def numbers(text: str) -> set[str]:
+    """Numbers of equations in a text, like N3; (N1)-(N3) is three of them."""
+    found = set()
+    for letter, first, last in re.findall(r"\(([A-Z])(\d+)\)(?:[-–]\(\1(\d+)\))?", text):
+        found |= {f"{letter}{i}" for i in range(int(first), int(last or first) + 1)}
+    return found
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_equation_is_on_the_page(name: str) -> None:
     source = Path(load_formulation(name).__file__ or "").read_text(encoding="utf-8")
-    stated = re.search(r"Equations \(([A-Z])(\d+)\)-\(([A-Z])(\d+)\): docs/([\w/]+\.md)", source)
+    number = r"\([A-Z]\d+\)"
+    stated = re.search(rf"Equations ({number}[^:]*): docs/([\w/]+\.md)", source)
     assert stated, "the docstring names the equations and their page"
-    letter, first, letter_too, last, page = stated.groups()
-    assert letter == letter_too
+    equations, page = numbers(stated[1]), stated[2]
     assert page == f"formulations/{name}.md"
-    text = page_of(name)
-    missing = [f"({letter}{i})" for i in range(int(first), int(last) + 1)]
-    assert [number for number in missing if number not in text] == []
-    in_comments = {int(i) for i in re.findall(rf"\({letter}(\d+)\)", source)}
-    assert in_comments, "comments carry the numbers"
-    assert max(in_comments) == int(last)
-    on_page = {int(i) for i in re.findall(rf"\({letter}(\d+)\)", text)}
-    assert on_page == set(range(int(first), int(last) + 1))
+    letters = {equation[0] for equation in equations}
+    assert {e for e in numbers(page_of(name)) if e[0] in letters} == equations
+    comments = numbers("\n".join(re.findall(r"#.*", source)))
+    assert comments, "comments carry the numbers"
+    assert comments <= equations
+
+
+def numbered(page: str) -> set[str]:
+    """Names of rows that a page gives a number: in blocks of equations, or (A1) `name` in prose."""
+    in_prose = set(re.findall(r"\([A-Z]\d+\)\s`(\w+)`", page))
+    # A number, or as much room, then the names.
+    label = r"(?m)^(?:\([A-Z]\d+\)\s{2,}| {6})([a-z]\w*(?:, [a-z]\w*)*)"
+    blocks = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    in_blocks = {
+        name for b in blocks for names in re.findall(label, b) for name in names.split(", ")
+    }
+    return in_prose | in_blocks
 
 
 @pytest.mark.parametrize("name", PYOMO_NAMES)
@@ -109,10 +139,9 @@ def test_every_component_is_on_the_page(name: str) -> None:
             rows |= {c.name for c in model.component_objects(kind)}
     text = page_of(name)
     assert [c for c in sorted(columns) if f"`{c}`" not in text] == []
-    numbered = r"(?m)^\([A-Z]\d+\)\s{2,}([a-z]\w*)|\([A-Z]\d+\)\s`(\w+)`"
-    equations = {in_block or in_prose for in_block, in_prose in re.findall(numbered, text)}
+    equations = numbered(text)
     # slots_row and joint_compact's (J5) exist only where an instance has slots.
-    assert rows <= equations
+    assert rows - equations == set()
     assert equations - rows <= {"slots_row"}
 
 
@@ -169,165 +198,30 @@ def solved(name: str, instance: str, *, relax: bool) -> float:
 
 
 def test_p2_is_a_relaxation_everywhere() -> None:
-    # The overview says so for all formulations.
+    # The overview says so for all formulations, and which of them are exact for the other forms.
+    but = re.search(
+        r"^All but (`.*`) are exact for", text_of("formulations/README.md"), re.MULTILINE
+    )
+    assert but
+    relaxations = set(re.findall(r"`(\w+)`", but[1]))
+    takes_p2 = set()
     for name in NAMES:
         formulation = load_formulation(name)
-        kinds = {d.layer_time.form: formulation.kind(d) for d in smoke_data(formulation.PROBLEM)}
-        assert kinds.pop("p2") == "relaxation"
-        assert set(kinds.values()) == {"exact"}
-
-
-# --- architecture: floors, contract, lazy solvers ------------------------------------------------
-
-
-def floors() -> list[list[str]]:
-    section = text_of("architecture.md").split("## Floors")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| [^|`]+ \| (`[^|]+) \|", section, re.MULTILINE)
-    return [re.findall(r"`([\w.]+)`", row) for row in rows]
-
-
-def modules() -> dict[str, Path]:
-    """Modules of the library by dotted name, but the public face and packages without code."""
-    found = {
-        ".".join(path.relative_to(ROOT / "moeopt").with_suffix("").parts): path
-        for path in (ROOT / "moeopt").rglob("*.py")
-    }
-    return {
-        name.removesuffix(".__init__"): path
-        for name, path in found.items()
-        if name not in ("__init__", "__main__")
-        and not (name.endswith("__init__") and next(imports(path, lazy=True), None) is None)
-    }
-
-
-def imports(path: Path, *, lazy: bool) -> Iterator[tuple[int, str]]:
-    """Yield (line, imported name) of a file, but those for type checkers only."""
-    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            pending += node.orelse
-        elif isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{relative(path)}: relative import"
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
-        elif lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            pending += list(ast.iter_child_nodes(node))
-
-
-def imported_module(name: str, known: set[str]) -> str | None:
-    """Return the module of the library that an imported name is or lies in, None for others."""
-    parts = name.split(".")
-    if parts[0] != "moeopt" or len(parts) == 1:
-        return None
-    if parts[1] == "models":
-        return "models"
-    for size in range(len(parts), 1, -1):
-        if ".".join(parts[1:size]) in known:
-            return ".".join(parts[1:size])
-    return None  # moeopt itself: __version__, or the public face
-
-
-def graph(*, lazy: bool = True) -> dict[str, set[str]]:
-    paths = modules()
-    known = {*paths, "models"}
-    edges = {
-        name: {imported_module(i, known) for _, i in imports(path, lazy=lazy)} - {None, name}
-        for name, path in paths.items()
-    }
-    edges["models"] = {
-        imported_module(i, known)
-        for path in (ROOT / "models").glob("*.py")
-        for _, i in imports(path, lazy=lazy)
-    } - {None, "models"}
-    return edges  # type: ignore[return-value]
-
-
-def test_every_module_has_its_floor() -> None:
-    listed = [module for floor in floors() for module in floor]
-    assert len(listed) == len(set(listed))
-    assert set(listed) == {*modules(), "models"}
-
-
-def test_imports_go_down() -> None:
-    floor_of = {module: i for i, floor in enumerate(floors()) for module in floor}
-    upward = [
-        f"{module} -> {target}"
-        for module, targets in graph().items()
-        for target in targets
-        if floor_of[target] < floor_of[module]
-    ]
-    assert upward == []
-
-
-def test_no_import_cycle() -> None:
-    edges, done, path = graph(lazy=False), set(), []
-
-    def visit(module: str) -> None:
-        assert module not in path, " -> ".join([*path, module])
-        if module in done:
-            return
-        path.append(module)
-        for target in sorted(edges[module]):
-            visit(target)
-        path.pop()
-        done.add(module)
-
-    for module in sorted(edges):
-        visit(module)
-
-
-SOURCES = sorted([*(ROOT / "moeopt").rglob("*.py"), *(ROOT / "models").glob("*.py")])
-
-
-def test_no_solver_at_module_level() -> None:
-    eager = [
-        f"{relative(path)}:{line}: {name}"
-        for path in SOURCES
-        for line, name in imports(path, lazy=False)
-        if name.split(".")[0] in ("highspy", "ortools")
-    ]
-    assert eager == []
-    lazy = {name.split(".")[0] for path in SOURCES for _, name in imports(path, lazy=True)}
-    assert {"highspy", "ortools"} <= lazy, "this test would not see an import"
-
-
-def test_pyomo_only_where_models_are_built() -> None:
-    eager = {
-        relative(path)
-        for path in SOURCES
-        for _, name in imports(path, lazy=False)
-        if name.split(".")[0] == "pyomo"
-    }
-    compile_floor = next(floor for floor in floors() if "compile" in floor)
-    allowed = {f"moeopt/{name}.py" for name in compile_floor}
-    assert {name for name in eager if not name.startswith("models/")} <= allowed
-
-
-def test_no_star_imports() -> None:
-    stars = [
-        f"{relative(path)}:{line}"
-        for path in SOURCES
-        for line, name in imports(path, lazy=True)
-        if name.endswith(".*")
-    ]
-    assert stars == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_contract(name: str) -> None:
-    contract = text_of("architecture.md").split("## Contract of a formulation")[1].split("\n## ")[0]
-    rows = dict(re.findall(r"^\| `(\w+)(?:\([\w, ]*\))?` \| ([^|]+) \|", contract, re.MULTILINE))
-    formulation = load_formulation(name)
-    needed = {"yes", "for the default", "shipped ones"}
-    needed.add("native CP" if is_native(formulation) else "unless native")
-    assert set(rows.values()) == {*needed, "no", "unless native", "native CP"}
-    assert [
-        key for key, when in rows.items() if when in needed and not hasattr(formulation, key)
-    ] == []
-    assert (DOCS / "formulations" / f"{name}.md").is_file()
-    assert set(formulation.TIGHTER_THAN) <= set(NAMES)
+        assert (formulation.KIND == "relaxation") == (name in relaxations)
+        for data in taken(formulation):
+            kind = Choice(name, formulation, "").kind(data)
+            if data.layer_time.form == "p2":
+                takes_p2.add(name)
+                assert kind == "relaxation"
+            else:
+                # Where groups have at most two members, pairs are transitive.
+                small = name in relaxations and data.slots == 2
+                assert kind == ("exact" if small else formulation.KIND), (name, data.name)
+    only_unit = re.search(
+        r"^(`.*`) take `unit` only", text_of("formulations/README.md"), re.MULTILINE
+    )
+    assert only_unit
+    assert takes_p2 == set(NAMES) - set(re.findall(r"`(\w+)`", only_unit[1]))
 
 
 # --- formats -------------------------------------------------------------------------------------
@@ -432,13 +326,37 @@ def test_report_keys_are_described() -> None:
 
 def test_every_bound_is_described() -> None:
     from moeopt import bounds
+    from moeopt import methods as layer_methods
+    from moeopt.proving import Method
     from moeopt.solvers import cpsat, highs
 
     text = text_of("bounds.md")
     methods = {method for group in bounds._METHODS.values() for method, *_ in group}
     assert [m for m in sorted(methods) if f"| `{m}` |" not in text] == []
+    by_layer = [value.name for value in vars(layer_methods).values() if isinstance(value, Method)]
+    assert len(by_layer) >= 5
+    assert [m for m in by_layer if f"| `{m}` |" not in text] == []
     for proof in (highs.BOUND_FROM, cpsat.BOUND_FROM, cpsat.NATIVE_BOUND_FROM):
         assert f"| `FORMULATION: {proof}` |" in text
+
+
+@pytest.mark.parametrize(
+    ("problem", "shape", "experts", "gpus", "slots"),
+    [
+        ("placement", "at most 16 experts", 16, 8, 2),
+        ("placement", "more experts, at least 6 GPUs, `columns` takes the layer", 17, 6, 3),
+        ("placement", "more experts, else", 17, 5, 4),
+        ("placement", "more experts, else", 64, 8, 8),
+        ("replication", "at least 6 GPUs", 8, 6, 2),
+        ("replication", "fewer GPUs", 8, 5, 2),
+    ],
+)
+def test_methods_are_tried_as_described(
+    problem: str, shape: str, experts: int, gpus: int, slots: int
+) -> None:
+    data = random_data(problem, np.random.default_rng(0), experts=experts, gpus=gpus)
+    found = [method.name for method in methods_for(replace(data, slots=slots))]
+    assert f"| {problem} | {shape} | {', '.join(found)} |" in text_of("bounds.md")
 
 
 # --- the pages themselves ------------------------------------------------------------------------

@@ -47,9 +47,9 @@ _OWN = ("time_sec_limit", "iteration_limit", "kkt_matrix_pass_limit", "num_threa
 
 def version() -> str:
     """Return the version of OR-Tools."""
-    import ortools
+    from importlib.metadata import version as installed
 
-    return str(ortools.__version__)
+    return installed("ortools")
 
 
 def supports(model: LinearModel) -> str | None:

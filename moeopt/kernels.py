@@ -1,0 +1,73 @@
+"""Compile every numba kernel once: ``python -m moeopt.kernels``.
+
+The kernels are compiled when they are first used, and kept beside the source. That takes tens of
+seconds, which a time limit should not have to pay: the set-up calls this instead.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+
+from moeopt.heuristics import placement, replication
+from moeopt.methods import methods_for
+from moeopt.problem import LayerTime, ProblemData, Scenarios
+from moeopt.proving import one_layer, prove
+
+#: A compiling kernel is not interrupted; the limit only ends the loops behind it.
+_LIMIT_S = 2.0
+
+
+def compile_all() -> float:
+    """Run every heuristic and every bound on tiny layers; return the seconds it took."""
+    begin = time.monotonic()
+    shapes = ((2, 6, 2, 4), (3, 6, 3, 2), (4, 8, 2, 4), (4, 8, 4, 2), (4, 12, 6, 2), (6, 8, 2, 4))
+    for problem in ("placement", "replication"):
+        for top_k, experts, gpus, slots in shapes:
+            data = _layer(problem, top_k, experts, gpus, slots + (problem == "replication"))
+            find = placement.place if problem == "placement" else replication.replicate
+            plan = find(data, time_limit_s=_LIMIT_S)
+            assert plan is not None
+            for method in methods_for(data):
+                # Patterns are a linear program for another process.
+                if method.name != "patterns" and method.fits(one_layer(data, 0)) is None:
+                    hosts = plan.hosts_array(gpus)
+                    prove(data, [method], hosts=hosts, time_limit_s=_LIMIT_S)
+    return time.monotonic() - begin
+
+
+def _layer(problem: str, top_k: int, experts: int, gpus: int, slots: int) -> ProblemData:
+    """One small layer of random scenarios."""
+    rng = np.random.default_rng(top_k)
+    rows = np.unique(
+        np.sort([rng.choice(experts, top_k, replace=False) for _ in range(30)], axis=1), axis=0
+    )
+    weight = rng.random(len(rows))
+    scenarios = Scenarios(
+        np.arange(0, rows.size + 1, top_k, dtype=np.int64),
+        rows.ravel().astype(np.int64),
+        np.ones(rows.size, dtype=np.int64),
+        weight / weight.sum(),
+    )
+    return ProblemData(
+        name="kernels",
+        sha256="",
+        problem=problem,
+        layers=1,
+        experts=experts,
+        top_k=top_k,
+        gpus=gpus,
+        expert_mib=1.0,
+        free_mib=None,
+        slots=slots,
+        layer_time=LayerTime(),
+        scenarios=(scenarios,),
+        load=np.ones((1, experts)),
+        gpu_kind=np.zeros(gpus, dtype=np.int64),
+    )
+
+
+if __name__ == "__main__":
+    print(f"kernels compiled in {compile_all():.0f} s", file=sys.stderr)
