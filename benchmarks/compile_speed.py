@@ -1,4 +1,3 @@
-
 """How long a model takes from Python to HiGHS: arrays by hand, declarative Pyomo, stock Pyomo.
 
     python benchmarks/compile_speed.py                # both models, without the slowest paths

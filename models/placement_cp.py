@@ -40,7 +40,9 @@ def size(data: ProblemData) -> dict[str, int]:
         rows = pairs * data.gpus + sum(len(layer.expert) for layer in data.scenarios)
         full = data.layers * data.experts if _full(data) else 0
         rows += full
-        literals = (3 * data.gpus + 2 * bool(full)) * pairs + sum(int((s.sizes**2).sum()) for s in data.scenarios)
+        literals = (3 * data.gpus + 2 * bool(full)) * pairs + sum(
+            int((s.sizes**2).sum()) for s in data.scenarios
+        )
     else:
         pieces = len(data.layer_time.pieces())
         rows = scenarios * data.gpus * pieces

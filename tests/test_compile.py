@@ -1,7 +1,5 @@
 """The numpy expander, the row-by-row walk and Pyomo's own standard form give the same rows."""
 
-
-
 from __future__ import annotations
 
 import logging

@@ -22,9 +22,9 @@ from moeopt.proofs.pair_search_count import counting_bound
 from moeopt.proofs.pair_search_kernel import LIMIT
 from moeopt.proofs.pair_search_root import (
     SAFE,
-    typical_pairs,
     leaf_times,
     root_tables,
+    typical_pairs,
     whole_weights,
 )
 from moeopt.proofs.pair_search_terms import GRID, MEMBERS, pair_terms
