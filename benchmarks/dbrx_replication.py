@@ -56,14 +56,15 @@ def solve(seed: int, slots: int, time_limit_s: float, threads: int) -> Row:
         on_bound=lambda bound: print(f"  {time.perf_counter() - clock[0]:7.1f} s  {bound:.6f}"),
     )
     gap = result.value - result.lower
+    gap = gap if gap > 1e-9 * result.value else 0.0  # bounds are rounded down a little
     return {
         "seed": str(seed),
         "slots": str(slots),
         "greedy": f"{exact_value(layer, simple[0]):.6f}",
         "upper": f"{result.value:.6f}",
         "lower": f"{result.lower:.6f}",
-        "gap": f"{max(0.0, gap / result.value):.5f}",
-        "gap_excess": f"{max(0.0, gap / max(result.value - 1, 1e-12)):.4f}",
+        "gap": f"{gap / result.value:.5f}",
+        "gap_excess": f"{gap / (result.value - 1):.4f}" if gap > 0 else "0",
         "method": result.method,
         "optimal": "yes" if result.complete else "no",
         "rung": f"{result.rung:.4g}",

@@ -124,7 +124,7 @@ def row(data: ProblemData, problem: str, slots: int, l: int, limit_s: float) -> 
                 l,
                 round(value(layer, base), 6),
                 round(value(layer, simple), 6),
-                round(upper, 6),
+                math.ceil(upper * 1e6) / 1e6,
                 math.floor(found.value * 1e6) / 1e6,
                 round(100 * gap / upper, 3),
                 round(100 * gap / (upper - 1.0), 1) if upper > 1.0 else 0.0,

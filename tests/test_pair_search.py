@@ -78,7 +78,9 @@ def optimum_of(scenarios: Scenarios, experts: int, gpus: int, slots: int) -> flo
 def check(layer: Scenarios, experts: int, gpus: int, slots: int, optimum: float) -> None:
     for upper, rungs, count in (
         (optimum, module.RUNGS, True),
-        (optimum, (0.8, 0.9, 0.96, 0.99), False),
+        (optimum, (0.9,), False),
+        (optimum, (0.96,), False),
+        (optimum, (0.99,), False),
         (1.15 * optimum, (0.9, 1.0), False),
     ):
         seen: list[float] = []

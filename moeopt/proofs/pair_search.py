@@ -3,8 +3,8 @@
 For scenarios of at most four experts and GPUs limited by slots. Every node bounds the expected time
 by unary and pair terms of the open experts (:mod:`.pair_search_terms`), improved by message passing
 and by prices of GPUs (:mod:`.pair_search_kernel`). A tree searched to its end with a target proves
-that no plan is below the target; targets are raised in rungs, so that an interruption leaves the
-bound of the last rung. Derivation and proof: docs/bounds/pair_search.md.
+that no plan is below the target. Targets are tried from the highest; one that would not end in time
+is given up after a sample of its tree. Derivation and proof: docs/bounds/pair_search.md.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ _CLOSED = 1.0 - 1e-10
 _TARGET_LIMIT = 2**27.5
 # Experts are equally popular where the most popular is at most so many times the least.
 _EVEN = 1.5
-# A rung is given up when it needs more than this many times the remaining time.
-_HOPELESS = 4.0
+# After this share of all time a rung is given up once it seems to need more than what is left.
+_PROBE = 0.04
+_HALVINGS = 4
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class SearchResult:
     lower : float
         Proved: no plan is below it.
     complete : bool
-        The tree at the best known value was searched to its end.
+        The tree at the best known value was searched to its end. ``lower`` may still be a little
+        lower where weights are not in whole proportions (docs/bounds/pair_search.md).
     hosts : bool array, shape (E, G), or None
         A plan better than ``upper``, if one was found; its value is ``value``.
     method : str
@@ -114,7 +116,7 @@ def pair_search(
     time_limit_s : float
         Wall time.
     rungs : tuple of float
-        Targets as shares of the best known value, ascending.
+        Targets as shares of the best known value.
     count : bool
         Begin with the counting bound.
     on_bound : callable
@@ -132,7 +134,7 @@ def pair_search(
     begin = time.monotonic()
     ladder = _Ladder(scenarios, experts, gpus, min(slots, experts), upper, incumbent, threads)
     ladder.on_bound = on_bound
-    ladder.deadline = begin + time_limit_s
+    ladder.deadline, ladder.budget_s = begin + time_limit_s, time_limit_s
     ladder.stop = stop
     on_bound(ladder.lower)
     if count and ladder.lower < upper * _CLOSED:
@@ -158,6 +160,7 @@ class _Ladder:
     on_bound: Callable[[float], None]
     stop: Callable[[], bool]
     deadline: float
+    budget_s: float
 
     def __init__(
         self,
@@ -213,30 +216,30 @@ class _Ladder:
             self.on_bound(bound)
 
     def climb(self, rungs: tuple[float, ...]) -> None:
-        """Raise the target rung by rung; halve the step below a hopeless one."""
+        """Prove the highest target that time allows, from the top; then try between rungs."""
         self._prepare()
-        left = sorted(set(rungs))
-        halvings = 0
-        while left and not self._over():
-            share = left.pop(0)
-            if share * self.best * _CLOSED <= self.lower:
-                continue
-            finished = self._rung(share)
-            if finished:
-                self.rung = share
-                continue
-            below = max(self.rung, self.lower / self.best)
-            halvings += 1
-            if halvings > 4 or share - below < 0.004:
-                return
-            left = [(share + below) / 2.0]
+        failed = 0.0
+        for share in sorted(set(rungs), reverse=True):
+            if self._over() or share * self.best * _CLOSED <= self.lower:
+                break
+            if self._rung(share):
+                break
+            failed = share
+        for _ in range(_HALVINGS if failed else 0):
+            proved = self.lower / self.best
+            share = (failed + proved) / 2.0
+            if self._over() or failed - proved < 0.004:
+                break
+            if not self._rung(share):
+                failed = share
 
     def _over(self) -> bool:
         return time.monotonic() >= self.deadline or self.stop()
 
     def _prepare(self) -> None:
         self.terms = pair_terms(self.gpus, self.base, self.often)
-        largest = max(int(np.abs(t).max()) for t in vars(self.terms).values())
+        added = (self.terms.open4, self.terms.gain3, self.terms.gain2[:, 1:])
+        largest = max(int(np.abs(term).max()) for term in added)
         excess = max(self.best - self.base, 1e-9)
         unit = min(LIMIT / largest, _TARGET_LIMIT / GRID / excess)
         self.weight, self.ratio = whole_weights(self.scenarios.weight, unit)
@@ -261,6 +264,7 @@ class _Ladder:
             self._take(plan, int(target[0]))
         if not finished:
             return False
+        self.rung = share
         self.complete = int(target[0]) == self.target_best
         # The plan that attains the target may be worth a rounding less in floating point.
         self._raise(
@@ -328,10 +332,9 @@ class _Ladder:
                 worker.join(0.05)
             now = time.monotonic()
             passed, remaining = now - begin, self.deadline - now
-            hopeless = (
-                passed > 0.15 * (passed + remaining)
-                and (done + 1) * (1.0 + _HOPELESS * remaining / passed) < written
-            )
+            hopeless = passed > _PROBE * self.budget_s and passed * written > (
+                passed + remaining
+            ) * (done + 1)
             if self._over() or hopeless or control[ERROR] or control[OVERFLOW]:
                 control[STOP] = 1
         self.nodes += int(control[NODES])
