@@ -12,6 +12,7 @@ from moeopt.catalog import is_native, load_formulation, read_instance, solver_na
 from moeopt.errors import InputError
 from moeopt.prepare import prepare
 from moeopt.problem import ProblemData
+from moeopt.record import relative_gap
 from moeopt.running import FLOAT_BOUND_SLACK
 from moeopt.solvers.base import SolveSettings
 from moeopt.solvers.supervise import run_job
@@ -137,8 +138,7 @@ def _cell(
     cell.status, cell.upper_bound, cell.nodes = record.status, record.upper_bound, record.nodes
     own = [bound for key, bound in record.lower_bounds.items() if key.startswith(f"{name}: ")]
     cell.lower_bound = max(own, default=None)
-    if cell.lower_bound is not None and cell.upper_bound is not None:
-        cell.gap = (cell.upper_bound - cell.lower_bound) / max(abs(cell.upper_bound), 1e-9)
+    cell.gap = relative_gap(cell.upper_bound, cell.lower_bound)
     size = record.size or {}
     cell.rows, cell.columns = size.get("rows"), size.get("columns")
     cell.nonzeros, cell.integers = size.get("nonzeros"), size.get("integers")
