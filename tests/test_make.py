@@ -186,15 +186,15 @@ def test_damaged_length_trace(tmp_path, text, words):
 def test_dbrx_gives_the_shipped_bytes(tmp_path):
     made = make("dbrx", None, tmp_path)
     assert [path.name for path in made] == [
-        "dbrx_16x4_seed0.json",
-        "dbrx_16x4_seed1.json",
-        "dbrx_16x4_seed2.json",
-        "dbrx_16x4_seed0_5slots.json",
+        f"dbrx_16x4_seed{seed}{slots}.json"
+        for seed in range(3)
+        for slots in ["", *(f"_{n}slots" for n in range(5, 17))]
     ]
     for path in made:
         assert path.read_bytes() == (REAL / path.name).read_bytes()
-        data = prepare(read_instance_file(path), "placement")
-        assert len(data.scenarios[0]) == 1820
+        assert (path.with_name(path.name[:15] + ".npz")).exists()
+    data = prepare(read_instance_file(made[-1]), "replication")
+    assert (len(data.scenarios[0]), data.slots) == (1820, 16)
 
 
 def test_dbrx_seeds_differ_and_the_third_is_nearly_uniform():
@@ -221,7 +221,7 @@ def test_make_refuses_what_it_does_not_know(tmp_path):
 
 def test_make_replaces_only_when_told(tmp_path):
     make("dbrx", None, tmp_path, seed=5)
-    (path,) = make("dbrx", None, tmp_path, seed=5)  # the same bytes are not in the way
+    path, *others = make("dbrx", None, tmp_path, seed=5)  # the same bytes are not in the way
     good = path.read_bytes()
     path.write_bytes(b"mine")
     with pytest.raises(InputError, match="exists with other contents"):
@@ -229,7 +229,7 @@ def test_make_replaces_only_when_told(tmp_path):
     assert path.read_bytes() == b"mine"
     make("dbrx", None, tmp_path, seed=5, force=True)
     assert path.read_bytes() == good
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert {*tmp_path.iterdir()} == {path, *others, tmp_path / "dbrx_16x4_seed5.npz"}
 
 
 @pytest.mark.parametrize("name", [n for n, recipe in RECIPES.items() if recipe.sources])
@@ -419,7 +419,9 @@ def test_catalog_is_current():
 
 
 def test_catalog_keeps_bounds_of_the_same_content_only(tmp_path):
-    (path,) = make("dbrx", None, tmp_path / "real", seed=1)
+    path, *others = make("dbrx", None, tmp_path / "real", seed=1)
+    for other in others:
+        other.unlink()
     assert _catalog(tmp_path, "--check").returncode == 1
     assert _catalog(tmp_path).returncode == 0
     catalog = tmp_path / "catalog.json"
@@ -453,7 +455,7 @@ def test_catalog_keeps_bounds_of_the_same_content_only(tmp_path):
     assert (run.returncode, "needs exactly" in run.stderr) == (2, True)
 
     store(bound)
-    instance["routing"][0]["scenarios"]["weight"][0] += 1
+    instance["cluster"]["slots_per_gpu"] += 1
     path.write_text(json.dumps(instance))
     run = _catalog(tmp_path)
     assert (run.returncode, "has changed since" in run.stderr) == (2, True)

@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from moeopt.errors import InputError
-from moeopt.make.recipe import Bundle, Recipe, mib
+from moeopt.make.recipe import Bundle, Recipe, mib, scenario_arrays, scenario_routing
 
 EXPERTS, TOP_K, GPUS = 16, 4, 4
 EXPERT_BYTES = 2 * 3 * 6144 * 10_752  # bf16: 378 MiB
 SUBSETS = np.array(list(itertools.combinations(range(EXPERTS), TOP_K)))
 SEEDS = (0, 1, 2)
+#: Without replicas, to every expert everywhere.
+SLOTS = range(EXPERTS // GPUS, EXPERTS + 1)
 
 # Weights are rounded to whole numbers of about this size, so that the last bit of a logarithm
 # cannot change a file.
@@ -54,11 +56,16 @@ def build(data_dir: Path | None, seed: int | None = None) -> list[Bundle]:
     del data_dir
     if seed is not None and seed < 0:
         raise InputError(f"option seed: {seed} is negative")
-    seeds = SEEDS if seed is None else (seed,)
-    documents = [_document(number, slots=4) for number in seeds]
-    if 0 in seeds:
-        documents.append(_document(0, slots=5))
-    return [Bundle(documents)]
+    return [_bundle(number) for number in (SEEDS if seed is None else (seed,))]
+
+
+def _bundle(seed: int) -> Bundle:
+    """The instances of one seed, for every number of slots; they share their arrays."""
+    return Bundle(
+        [_document(seed, slots) for slots in SLOTS],
+        f"dbrx_16x4_seed{seed}.npz",
+        scenario_arrays(0, SUBSETS, subset_weights(seed)),
+    )
 
 
 def _document(seed: int, slots: int) -> dict[str, Any]:
@@ -86,22 +93,13 @@ def _document(seed: int, slots: int) -> dict[str, Any]:
         },
         "cluster": {"nodes": [{"gpus": GPUS}], "slots_per_gpu": slots, "hops": [[0]]},
         "layer_time": {"form": "unit"},
-        "routing": [
-            {
-                "layer": 0,
-                "scenarios": {
-                    "experts": SUBSETS.tolist(),
-                    "weight": subset_weights(seed).tolist(),
-                    "tokens": None,
-                },
-            }
-        ],
+        "routing": [scenario_routing(0)],
     }
 
 
 RECIPE = Recipe(
     name="dbrx",
-    summary="synthetic routing at the size of DBRX, 4 GPUs, with and without a fifth slot",
+    summary="synthetic routing at the size of DBRX, 4 GPUs with 4 to 16 slots",
     build=build,
     options={"seed": "one seed instead of 0, 1 and 2; seed modulo 3 chooses the kind of weights"},
 )

@@ -109,6 +109,7 @@ def build(data_dir: Path | None, layer: int = 10) -> list[Bundle]:
         _document("gpt-oss-20b_4gpu", range(LAYERS), gpus=4, slots=8),
         _document("gpt-oss-20b_8gpu", range(LAYERS), gpus=8, slots=4),
         _document("gpt-oss-20b_8gpu_5slots", range(LAYERS), gpus=8, slots=5),
+        _document("gpt-oss-20b_8gpu_6slots", range(LAYERS), gpus=8, slots=6),
         _document(f"gpt-oss-20b_l{layer}_4gpu", [layer], gpus=4, slots=8),
         _document(f"gpt-oss-20b_l{layer}_8gpu", [layer], gpus=8, slots=4),
         _document(f"gpt-oss-20b_l{layer}_8gpu_5slots", [layer], gpus=8, slots=5),
@@ -157,7 +158,7 @@ def _document(name: str, layers: range | list[int], gpus: int, slots: int) -> di
 
 RECIPE = Recipe(
     name="gpt-oss-20b",
-    summary="gpt-oss-20b on 4 and 8 GPUs, all layers and one, with and without a fifth slot",
+    summary="gpt-oss-20b on 4 and 8 GPUs, all layers and one, with and without spare slots",
     build=build,
     sources=(SOURCE,),
     options={"layer": "the layer of the single-layer instances (10)"},
