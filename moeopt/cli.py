@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from moeopt import __version__
-from moeopt.commands import bounding, listing, making, solving
+from moeopt.commands import bounding, listing, making, serving, solving
 from moeopt.errors import MoeoptError
 
 app = typer.Typer(
@@ -28,6 +28,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bound": bounding.bound,
     "compare": bounding.compare,
     "mps": bounding.mps,
+    "export": serving.export,
+    "import": serving.import_,
     "list": listing.list_,
     "show": listing.show,
     "versions": listing.versions,

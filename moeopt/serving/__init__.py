@@ -1,0 +1,1 @@
+"""Placement files of serving systems: what they load, and back to plans."""
