@@ -254,7 +254,7 @@ def _pairs_run(
 
 PAIR_SEARCH = Method(
     "pair search",
-    "branch and bound over the hosts of each expert, pairs bounded by messages",
+    "branch and bound over the hosts of each expert, or over what each GPU lacks",
     _only("replication", _pairs_fit),
     _pairs_run,
 )

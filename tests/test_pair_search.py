@@ -19,6 +19,7 @@ from moeopt.proofs import pair_search as module
 from moeopt.proofs.pair_search import pair_search, supports
 from moeopt.proofs.pair_search_count import counting_bound
 from moeopt.proofs.pair_search_kernel import build_child, raise_bound, restrict
+from moeopt.proofs.pair_search_masks import MaskTables, MaskTree
 from moeopt.proofs.pair_search_root import typical_pairs, whole_weights
 from moeopt.proofs.pair_search_terms import GRID, excess_table, pair_terms
 from moeopt.proofs.pair_search_tree import leaf_value
@@ -76,17 +77,17 @@ def optimum_of(scenarios: Scenarios, experts: int, gpus: int, slots: int) -> flo
 
 
 def check(layer: Scenarios, experts: int, gpus: int, slots: int, optimum: float) -> None:
-    for upper, rungs, count in (
-        (optimum, module.RUNGS, True),
-        (optimum, (0.9,), False),
-        (optimum, (0.96,), False),
-        (optimum, (0.99,), False),
-        (1.15 * optimum, (0.9, 1.0), False),
+    for upper, rungs, count, trees in (
+        (optimum, module.RUNGS, True, module.TREES),
+        (optimum, (0.9,), False, ("masks",)),
+        (optimum, (0.96,), False, ("masks",)),
+        (optimum, (0.99,), False, ("masks",)),
+        (1.15 * optimum, (0.9, 1.0), False, ("masks",)),
     ):
         seen: list[float] = []
         result = pair_search(
             layer, experts, gpus, slots,
-            upper=upper, rungs=rungs, count=count, threads=1, on_bound=seen.append,
+            upper=upper, rungs=rungs, count=count, trees=trees, threads=1, on_bound=seen.append,
         )  # fmt: skip
         assert seen == sorted(seen)
         assert max(seen) <= optimum * (1 + 1e-12)
@@ -192,27 +193,26 @@ def test_node_bounds_against_all_completions(seed: int) -> None:
     data = random_data(
         "replication", rng, experts=5, top_k=2, max_members=4, gpus=3, scenarios=12, spare=1
     )
-    ladder = module._Ladder(data.scenarios[0], 5, 3, data.slots, 4.0, None, 1)
-    ladder._prepare()
+    tree = MaskTree(data.scenarios[0], 5, 3, data.slots, 4.0, None, 1)
     rows, hosts = plans(5, 3, data.slots)
     rows = rows[(hosts.sum(axis=1) == data.slots).all(axis=1)]  # every GPU full
     values = np.array(
         [
-            leaf_value(ladder.members, ladder.weight, np.append(row, 0), ladder.terms.excess)
+            leaf_value(tree.members, tree.weight, np.append(row, 0), tree.terms.excess)
             for row in rows
         ]
     )
     target = int(values.max()) + 1
     for _ in range(8):
-        own = module._Tables(ladder)
-        own.reset(ladder.root_pair)
+        own = MaskTables(tree)
+        own.reset(tree.root_pair)
         plan = rows[rng.integers(len(rows))]
         masks = np.zeros(6, dtype=np.int64)
         placed = np.zeros(6, dtype=np.int64)
         opened, allowed = np.arange(5), own.allowed.copy()
         room, spare = np.full(3, data.slots), 3 * data.slots - 5
         for depth in range(5):
-            assert restrict(opened, allowed, room, spare, ladder.size)
+            assert restrict(opened, allowed, room, spare, tree.size)
             completions = (rows[:, placed[:depth]] == masks[placed[:depth]]).all(axis=1)
             bound = raise_bound(
                 depth, opened, allowed, room, own.const, own.unary, own.pair, target, 10
@@ -223,11 +223,11 @@ def test_node_bounds_against_all_completions(seed: int) -> None:
             opened = opened[opened != expert]
             build_child(
                 depth, expert, plan[expert], opened, own.const, own.unary, own.pair,
-                ladder.weight4, masks, placed, *ladder.tables32,
+                tree.weight4, masks, placed, *tree.tables32,
             )  # fmt: skip
             room = room - (plan[expert] >> np.arange(3) & 1)
-            spare -= int(ladder.size[plan[expert]]) - 1
-        exact = leaf_value(ladder.members, ladder.weight, masks, ladder.terms.excess)
+            spare -= int(tree.size[plan[expert]]) - 1
+        exact = leaf_value(tree.members, tree.weight, masks, tree.terms.excess)
         assert own.const[5] == exact
 
 
@@ -278,7 +278,9 @@ def test_interruption_leaves_a_valid_bound() -> None:
         asked.append(True)
         return len(asked) > 3
 
-    result = pair_search(layer, 16, 4, 7, upper=1.2377134485798589, count=False, stop=stop)
+    result = pair_search(
+        layer, 16, 4, 7, upper=1.2377134485798589, count=False, trees=("masks",), stop=stop
+    )
     assert not result.complete
     assert result.lower == pytest.approx(1.0)
     assert result.method == "scenario"

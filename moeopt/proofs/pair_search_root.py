@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import numpy.typing as npt
 
-from moeopt.proofs.pair_search_terms import GRID, MEMBERS, PairTerms
+from moeopt.proofs.pair_search_terms import MEMBERS, PairTerms
 
 Array = npt.NDArray[np.int64]
 
@@ -82,8 +82,3 @@ def root_tables(
             for b in there[i + 1 :]:
                 pair[a, b, 1:, 1:] += w * term[1:, 1:]
     return weight4, pair.astype(np.int32)
-
-
-def leaf_times(members: Array, masks: Array, excess: Array) -> Array:
-    """Excess of each scenario, in time units; ``masks`` ends with 0 for absent experts."""
-    return excess[tuple(masks[members].T)] // GRID
