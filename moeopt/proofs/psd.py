@@ -2,8 +2,8 @@
 
 Two relaxations with whole-GPU columns. Scenarios of up to four experts: pairs, triples and
 quadruples of experts on one GPU, pairs of pairs on two, and Gram (positive semidefinite) rows.
-Larger ones: pairs alone. Multipliers come from first-order methods, bounds from exact evaluation.
-docs/bounds/psd.md has the derivation.
+Larger ones: pairs alone, in cases. Multipliers come from first-order methods, bounds from exact
+evaluation. docs/bounds/psd.md has the derivation.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from moeopt.errors import InputError
 from moeopt.problem import Scenarios
 from moeopt.proofs.psd_ascent import Ascent
 from moeopt.proofs.psd_certificate import Certificate, ExactLagrangian
+from moeopt.proofs.psd_pairs import CasesAscent, CasesCertificate, evaluate
 from moeopt.proofs.psd_patterns import MOST_MEMBERS, Multipliers, Patterns
-from moeopt.proofs.psd_stars import ExactStars, StarAscent, StarCertificate
 
 #: All sets of experts that fill a GPU are gone through for a bound: about 150 million a second.
 MOST_SETS = 100_000_000
@@ -38,14 +38,14 @@ class PsdBound:
     ----------
     value : float
         In expert-time units.
-    certificate : Certificate, StarCertificate or None
+    certificate : Certificate, CasesCertificate or None
         Multipliers that prove it (:func:`verify`); None where counting proves it.
     steps : int
         Of the first-order method.
     """
 
     value: float
-    certificate: Certificate | StarCertificate | None
+    certificate: Certificate | CasesCertificate | None
     steps: int
     seconds: float
 
@@ -115,11 +115,11 @@ def psd_bound(
     if counted is not None:
         on_bound(counted)
         return PsdBound(counted, None, 0, time.monotonic() - begin)
-    ascent: Ascent | StarAscent
+    ascent: Ascent | CasesAscent
     if uses_patterns(scenarios, gpus, slots):
         ascent = Ascent(Patterns.of(gpus, slots), scenarios, over)
     else:
-        ascent = StarAscent(gpus, slots, scenarios, over)
+        ascent = CasesAscent(gpus, slots, scenarios, over)
     known = -math.inf
     while True:
         if ascent.value > known:
@@ -129,8 +129,8 @@ def psd_bound(
         left = _STEPS if steps is None else min(_STEPS, steps - ascent.steps_done)
         if enough or left <= 0 or over():
             break
-        ascent.run(left)
         try:
+            ascent.run(left)
             ascent.certify()
         except OverflowError:  # steps that ran away prove nothing: the bound so far stands
             break
@@ -143,7 +143,7 @@ def psd_bound(
 
 
 def verify(
-    certificate: Certificate | StarCertificate,
+    certificate: Certificate | CasesCertificate,
     scenarios: Scenarios,
     experts: int,
     gpus: int,
@@ -153,9 +153,8 @@ def verify(
 
     Multipliers of a wrong sign count as 0, so any finite numbers give a valid bound.
     """
-    if isinstance(certificate, StarCertificate):
-        stars = ExactStars(scenarios, gpus * slots, gpus, certificate.share)
-        return stars.bound(certificate.price, 1)[0]
+    if isinstance(certificate, CasesCertificate):
+        return evaluate(certificate, scenarios, gpus)
     at = Multipliers(certificate.mates, certificate.apart, certificate.distinct, certificate.factor)
     exact = ExactLagrangian(Patterns.of(gpus, slots), scenarios, at, certificate.factor)
     return exact.bound(certificate.price, 1)[0]
