@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 from brute import brute_optimum
-from make_data import random_data
+from psd_layers import SHAPES, expected_time, layer, partitions
 
 from moeopt.catalog import read_instance
 from moeopt.errors import InputError
 from moeopt.prepare import prepare
 from moeopt.problem import ProblemData, Scenarios
-from moeopt.proofs import psd, psd_pairs
+from moeopt.proofs import psd
 from moeopt.proofs.psd_certificate import Certificate, ExactLagrangian, whole_gram
 from moeopt.proofs.psd_master import cheapest_mixture, project, random_sets
-from moeopt.proofs.psd_pairs import CasesAscent, CasesCertificate, evaluate
+from moeopt.proofs.psd_pairs import CasesCertificate
 from moeopt.proofs.psd_patterns import (
     Multipliers,
     Patterns,
@@ -35,26 +34,10 @@ from moeopt.proofs.psd_sets import (
     quads_of,
     tables,
 )
-from moeopt.proofs.psd_stars import Assumption, ExactStars
 
 #: Best known plans of two shipped layers: GPU of each expert.
 BEST_GPT_OSS_10 = "13322311120101210031320202330320"
 BEST_DEEPSEEK_10 = "6461525142423627510166561740101773600254202353675435402073133774"
-
-
-def partitions(experts: int, size: int) -> list[list[tuple[int, ...]]]:
-    """Every way to fill GPUs with ``size`` experts each."""
-
-    def split(rest: tuple[int, ...]):
-        if not rest:
-            yield []
-            return
-        for mates in combinations(rest[1:], size - 1):
-            group = (rest[0], *mates)
-            for others in split(tuple(e for e in rest if e not in group)):
-                yield [group, *others]
-
-    return list(split(tuple(range(experts))))
 
 
 def point_of(patterns: Patterns, groups: list[tuple[int, ...]]) -> Costs:
@@ -78,31 +61,6 @@ def point_of(patterns: Patterns, groups: list[tuple[int, ...]]) -> Costs:
 
 def dot(costs: Costs, point: Costs) -> float:
     return float(sum((c * p).sum() for c, p in zip(costs, point, strict=True)))
-
-
-def expected_time(scenarios: Scenarios, groups: list[tuple[int, ...]]) -> float:
-    total = 0.0
-    for s in range(len(scenarios)):
-        members = set(scenarios.members(s).tolist())
-        total += scenarios.weight[s] * max(len(members & set(g)) for g in groups)
-    return total
-
-
-def layer(rng: np.random.Generator, experts: int, low: int, high: int, gpus: int, slots: int):
-    """One layer with scenarios of ``low`` to ``high`` experts."""
-    data = random_data(
-        "placement",
-        rng,
-        experts=experts,
-        top_k=low,
-        max_members=high,
-        gpus=gpus,
-        scenarios=int(rng.integers(3, 16)),
-    )
-    return replace(data, slots=slots)
-
-
-SHAPES = [(2, 2), (3, 2), (2, 3), (4, 2), (2, 4), (3, 3)]  # GPUs, experts on each
 
 
 def random_multipliers(
@@ -376,81 +334,6 @@ def test_wrong_signs_count_as_nothing():
     none = np.zeros(1, dtype=np.int64)
     stars = CasesCertificate(none.repeat(0).reshape(0, 2), none, share, np.full((1, 6), 0.1))
     assert psd.verify(stars, data.scenarios[0], 6, 2, 3) <= optimum
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_star_bound_is_the_least_that_its_assumption_allows(seed):
-    """Against all sets and all placements, with and without a pair together."""
-    rng = np.random.default_rng(200 + seed)
-    gpus, size = SHAPES[seed]
-    experts = gpus * size
-    scenarios = layer(rng, experts, 2, min(5, experts), gpus, size).scenarios[0]
-    apart = np.triu(rng.random((experts, experts)) < 0.2, 1)
-    together = tuple(rng.choice(experts, 2, replace=False).tolist()) if seed % 3 else ()
-    if together:
-        apart[together] = apart[together[::-1]] = False
-    given = Assumption(together, apart | apart.T)
-    exact = ExactStars(scenarios, gpus, rng.random(len(scenarios.expert)), given)
-    price = np.ldexp(np.rint(np.ldexp(rng.normal(size=experts) * 0.3, 20)), -20)
-    units = np.ldexp(price, 44).astype(np.int64)
-    least = {False: 0, True: 0}
-    for group in combinations(range(experts), size):
-        inside = len(set(together) & set(group))
-        if inside != 1:
-            cost = int(exact.pair[np.ix_(group, group)].sum()) // 2 - int(units[list(group)].sum())
-            least[inside == 2] = min(least[inside == 2], cost)
-    total = exact.constant + int(units.sum()) + least[True] + (gpus - bool(together)) * least[False]
-    bound, sets = exact.bound(price, 5)
-    assert bound == total * 2.0**-44
-    assert all(len(set(together) & set(group)) != 1 for group in sets.tolist())
-    for groups in partitions(experts, size):
-        agrees = all(
-            not given.apart[np.ix_(group, group)].any() and len(set(together) & set(group)) != 1
-            for group in groups
-        )
-        if agrees:
-            assert bound <= expected_time(scenarios, groups) + 1e-12
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_cases_cover_all_placements(seed):
-    """Any list of pairs and any multipliers: never above the optimum."""
-    rng = np.random.default_rng(300 + seed)
-    data = layer(rng, 6, 3, 6, 3, 2) if seed % 2 else layer(rng, 6, 3, 6, 2, 3)
-    optimum, _ = brute_optimum(data)
-    scenarios = data.scenarios[0]
-    every = np.array(list(combinations(range(6), 2)))
-    for cases in (0, 1, 4, len(every)):
-        pairs = rng.permutation(every)[:cases]
-        share = rng.random((cases + 1, len(scenarios.expert)))
-        price = rng.normal(size=(cases + 1, 6)) * 0.05
-        apart = rng.integers(0, cases + 2, cases + 1)  # too many count as those before
-        certificate = CasesCertificate(pairs, apart, share, price)
-        assert evaluate(certificate, scenarios, data.gpus) <= optimum
-    with pytest.raises(ValueError, match="need as many"):
-        evaluate(CasesCertificate(every, apart, share[:-1], price), scenarios, data.gpus)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_cases_raise_the_bound(seed, monkeypatch):
-    """Split at once: the certificate proves the value, which beats the one without cases."""
-    monkeypatch.setattr(psd_pairs, "_STALL_GAIN", 10.0)
-    rng = np.random.default_rng(400 + seed)
-    data = layer(rng, 8, 5, 6, 4, 2)
-    optimum, _ = brute_optimum(data)
-    scenarios = data.scenarios[0]
-    ascent = CasesAscent(4, 2, scenarios, lambda: False)
-    seen = []
-    for _ in range(6):
-        ascent.run(200)
-        ascent.certify()
-        seen.append(ascent.value)
-    assert ascent.cases
-    assert seen == sorted(seen)
-    assert seen[-1] <= optimum
-    assert seen[-1] > seen[0] + 1e-3 or seen[-1] > optimum - 1e-2
-    assert ascent.certificate is not None
-    assert evaluate(ascent.certificate, scenarios, 4) == ascent.value
 
 
 def test_too_large_multipliers_are_refused():
