@@ -1,9 +1,9 @@
 """Column bound on the 24 layers of gpt-oss-20b on 8 GPUs: upper and lower bounds, gaps, seconds.
 
 Run ``python benchmarks/gptoss_layers.py`` for placement (4 slots) and replication (5 and 6 slots).
-Upper bounds are plans, evaluated by the package's exact layer times: annealing, for placement also
-the search's own plan; a contiguous and a greedy placement stand beside them.
-Writes benchmarks/results/gptoss_layers.csv and .md.
+Upper bounds are plans, evaluated by the package's exact layer times: annealing from the greedy
+plan, for placement also the search's own plan. Contiguous and greedy plans stand beside them.
+Writes benchmarks/results/gptoss_layers.csv and .md; rows that are not run again are kept.
 """
 
 from __future__ import annotations
@@ -12,21 +12,25 @@ import argparse
 import csv
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moeopt import dispatch
 from moeopt.catalog import read_instance
-from moeopt.heuristics.anneal import anneal_layer
+from moeopt.heuristics.anneal import anneal_layer, exact_value
+from moeopt.heuristics.greedy import contiguous, greedy
 from moeopt.prepare import prepare
-from moeopt.problem import LayerTime, ProblemData, Scenarios
+from moeopt.problem import ProblemData
 from moeopt.proofs.columns import column_bound, verify
+from moeopt.proving import one_layer
 
 RESULTS = Path(__file__).resolve().parent / "results"
-GPUS = 8
-CASES = {"placement": (4,), "replication": (5, 6)}
+CASES = [("placement", 4), ("replication", 5), ("replication", 6)]
+#: Proposals of the annealing, and CPU seconds of the bound.
+ITERATIONS = {"placement": 300_000, "replication": 480_000}
+LIMIT_S = {"placement": 30.0, "replication": 10.0}
 HEADER = [
     "problem",
     "slots",
@@ -37,6 +41,8 @@ HEADER = [
     "lower",
     "gap_percent",
     "excess_gap_percent",
+    "below_contiguous_percent",
+    "below_greedy_percent",
     "closed",
     "nodes",
     "anneal_cpu_s",
@@ -44,77 +50,43 @@ HEADER = [
 ]
 
 
-def value(layer: Scenarios, hosts: np.ndarray) -> float:
-    times, _ = dispatch.layer_times(LayerTime(), layer, hosts)
-    return math.fsum((layer.weight * times).tolist())
-
-
-def contiguous(experts: int) -> np.ndarray:
-    hosts = np.zeros((experts, GPUS), dtype=bool)
-    hosts[np.arange(experts), np.arange(experts) // -(-experts // GPUS)] = True
-    return hosts
-
-
-def greedy(layer: Scenarios, hosts: np.ndarray, slots: int, replicas: bool) -> np.ndarray:
-    """Most used experts first, each to the GPU where it costs least; then replicas likewise."""
-    load = np.zeros(len(hosts))
-    np.add.at(load, layer.expert, np.repeat(layer.weight, layer.sizes))
-    found = np.zeros_like(hosts)
-    for e in np.argsort(-load).tolist():
-        together = np.zeros(GPUS)
-        for s in range(len(layer)):
-            members = layer.members(s)
-            if e in members:
-                together += layer.weight[s] * found[members].sum(axis=0)
-        together[found.sum(axis=0) >= -(-len(hosts) // GPUS)] = np.inf
-        found[e, together.argmin()] = True
-    while replicas and found.sum() < GPUS * slots:
-        best: tuple[float, int, int] | None = None
-        for e in np.argsort(-load)[:12].tolist():
-            for g in np.flatnonzero(found.sum(axis=0) < slots).tolist():
-                if not found[e, g]:
-                    found[e, g] = True
-                    now = value(layer, found)
-                    found[e, g] = False
-                    best = min(best or (now, e, g), (now, e, g))
-        if best is None:
-            break
-        found[best[1], best[2]] = True
-    return found
-
-
-def row(data: ProblemData, problem: str, slots: int, l: int, limit_s: float) -> dict[str, Any]:
-    layer, replicas = data.scenarios[l], problem == "replication"
-    base = contiguous(data.experts)
-    simple = greedy(layer, base, slots, replicas)
+def row(data: ProblemData, l: int) -> dict[str, Any]:
+    problem, slots = data.problem, data.slots
+    assert slots is not None
+    case = one_layer(data, l)
+    layer, replicas = case.scenarios[0], problem == "replication"
+    base, simple = contiguous(case), greedy(case)
+    assert base is not None
+    assert simple is not None
     begin = time.process_time()
     _, upper = anneal_layer(
-        layer, simple, slots, replicas=replicas, seed=l, iterations=300_000, time_limit_s=60.0
+        layer, simple[0], slots, replicas=replicas, seed=l, iterations=ITERATIONS[problem]
     )
     middle = time.process_time()
     found = column_bound(
         layer,
         data.experts,
-        GPUS,
+        data.gpus,
         slots,
         replicas=replicas,
         upper=upper,
-        stop=lambda: time.process_time() - middle > limit_s,
+        stop=lambda: time.process_time() - middle > LIMIT_S[problem],
     )
     end = time.process_time()
-    again = verify(found.multipliers, layer, data.experts, GPUS, slots, replicas=replicas)
+    again = verify(found.multipliers, layer, data.experts, data.gpus, slots, replicas=replicas)
     if again != found.root_value:
         raise SystemExit(f"{problem} {slots} slots, layer {l}: the certificate does not verify")
     if not replicas and found.sets:
-        hosts = np.zeros_like(base)
+        hosts = np.zeros_like(base[0])
         for g, members in enumerate(found.sets):
             hosts[members, g] = True
         if hosts.sum() != len(hosts) or hosts.sum(axis=0).max() > slots:
             raise SystemExit(f"{problem} {slots} slots, layer {l}: the search's plan does not fit")
-        upper = min(upper, value(layer, hosts))
+        upper = min(upper, exact_value(layer, hosts))
     if found.value > upper + 1e-9:
         raise SystemExit(f"{problem} {slots} slots, layer {l}: lower {found.value} > upper {upper}")
-    gap = max(0.0, upper - found.value)
+    above, lowered = up(upper), down(found.value)
+    worse = [exact_value(layer, hosts[0]) for hosts in (base, simple)]
     return dict(
         zip(
             HEADER,
@@ -122,12 +94,12 @@ def row(data: ProblemData, problem: str, slots: int, l: int, limit_s: float) -> 
                 problem,
                 slots,
                 l,
-                round(value(layer, base), 6),
-                round(value(layer, simple), 6),
-                math.ceil(upper * 1e6) / 1e6,
-                math.floor(found.value * 1e6) / 1e6,
-                round(100 * gap / upper, 3),
-                round(100 * gap / (upper - 1.0), 1) if upper > 1.0 else 0.0,
+                *map(up, worse),
+                above,
+                lowered,
+                up(100 * max(0.0, upper - found.value) / upper, 3),
+                up(100 * max(0.0, upper - found.value) / (upper - 1.0), 1) if upper > 1.0 else 0.0,
+                *(down(100 * (1 - upper / value), 2) for value in worse),
                 found.closed,
                 found.nodes,
                 round(middle - begin, 1),
@@ -138,13 +110,24 @@ def row(data: ProblemData, problem: str, slots: int, l: int, limit_s: float) -> 
     )
 
 
+def up(value: float, digits: int = 6) -> float:
+    """Rounded up."""
+    return math.ceil(value * 10**digits) / 10**digits
+
+
+def down(value: float, digits: int = 6) -> float:
+    """Rounded down."""
+    return math.floor(value * 10**digits) / 10**digits
+
+
 def written() -> list[dict[str, Any]]:
     """Rows of the last run."""
     path = RESULTS / "gptoss_layers.csv"
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        return list(reader) if reader.fieldnames == HEADER else []
 
 
 def write(rows: list[dict[str, Any]]) -> None:
@@ -158,6 +141,7 @@ def write(rows: list[dict[str, Any]]) -> None:
         "",
         "Expert-time units; gap = (upper − lower)/upper, excess gap = (upper − lower)/(upper − 1).",
         "`closed`: the single-copy relaxation is solved (placement: the plan is optimal).",
+        "`below_…`: by how much the plan is better than contiguous, and than greedy.",
         "CPU seconds of one thread. Written by `benchmarks/gptoss_layers.py`.",
         "",
         "| " + " | ".join(HEADER) + " |",
@@ -170,22 +154,22 @@ def write(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--layers", type=int, nargs="*", help="default: all")
-    parser.add_argument("--problem", choices=CASES, help="default: both")
-    parser.add_argument("--limit-s", type=float, default=30.0, help="CPU seconds of each bound")
+    parser.add_argument("--problem", choices=sorted(LIMIT_S), help="default: both")
+    parser.add_argument("--slots", type=int, help="default: all")
     chosen = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    for problem, all_slots in CASES.items():
-        if chosen.problem not in (None, problem):
+    for problem, slots in CASES:
+        if chosen.problem not in (None, problem) or chosen.slots not in (None, slots):
             continue
-        data = prepare(read_instance("gpt-oss-20b_8gpu"), problem)
-        for slots in all_slots:
-            for l in chosen.layers or range(data.layers):
-                rows.append(row(data, problem, slots, l, chosen.limit_s))
-                print(*rows[-1].values(), flush=True)
-    if chosen.problem is not None:
-        rows += [line for line in written() if line["problem"] != chosen.problem]
-        rows.sort(key=lambda line: list(CASES).index(line["problem"]))
-    write(rows)
+        data = replace(prepare(read_instance("gpt-oss-20b_8gpu"), problem), slots=slots)
+        for l in chosen.layers or range(data.layers):
+            found = row(data, l)
+            print(*found.values(), flush=True)
+            rows = {key(line): line for line in [*written(), found]}
+            write([rows[k] for k in sorted(rows)])
+
+
+def key(line: dict[str, Any]) -> tuple[str, int, int]:
+    return line["problem"], int(line["slots"]), int(line["layer"])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The column bound: which experts share a GPU, with replicas for nothing.
+"""The column bound: which experts share a GPU, and what replicas still cost.
 
 For a layer whose GPUs are equal and limited by slots, in expert-time units. A column is a set of
-experts without replicas on one GPU; replicated experts are dropped (at most G·slots − E of them).
+experts without replicas on one GPU; replicated experts are dropped (at most G·slots − E of them),
+at first for nothing, then each for an edge between the columns of its hosts.
 docs/bounds/columns.md has the derivation.
 """
 
@@ -17,7 +18,9 @@ import numpy as np
 
 from moeopt.errors import InputError
 from moeopt.problem import FloatArray, Scenarios
-from moeopt.proofs.columns_ascent import Ascent, Multipliers
+from moeopt.proofs.columns_ascent import UNIT, Ascent, Multipliers
+from moeopt.proofs.columns_edges import charges, cheapest, edge_units, ends
+from moeopt.proofs.columns_edges_ascent import EdgeAscent, worth_it
 from moeopt.proofs.columns_lattice import Lattice, count_sets
 from moeopt.proofs.columns_patterns import MOST_MEMBERS, PRICE_BITS, groups_of
 from moeopt.proofs.columns_price import (
@@ -34,6 +37,8 @@ from moeopt.proofs.columns_tree import Tree
 MOST_COLUMNS = 5_000_000
 #: Steps of the multiplier loop at the root, and how often it is repeated while it gains.
 _STEPS, _REPEATS, _GAIN = 100, 3, 1e-3
+#: The same with edges, and the steps without edges before.
+_EDGE_STEPS, _EDGE_REPEATS, _STEPS_BEFORE = 20, 3, 40
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,12 @@ class ColumnBound:
         In expert-time units.
     root_value : float
         The part of it that the multipliers alone prove (:func:`verify`); the rest is branching.
+        With replicas all of it.
     multipliers : Multipliers
         Certificate of ``root_value``.
     closed : bool
-        The bound is the optimum of the single-copy relaxation (up to 1e-7 where it took branching);
-        without replicas, of the layer.
+        The single-copy relaxation is solved (up to 1e-7 where it took branching): without replicas
+        the bound is the optimum of the layer; with replicas it may be above the relaxation's.
     sets : list of list of int
         Experts without replicas on each GPU in the best plan of the relaxation that was met, with
         time ``sets_value``; without replicas it is a plan of the layer. May be empty.
@@ -132,16 +138,32 @@ def column_bound(
     tree = Tree(ascent, known)
     root = ascent.root()
     on_bound(value_of(0))
-    for _ in range(_REPEATS):
+    charged = worth_it(ascent)
+    steps, repeats = (_STEPS_BEFORE, 1) if charged else (_STEPS, _REPEATS)
+    for _ in range(repeats):
         before = root.units
-        ascent.raise_bound(root, _STEPS, target=tree.target, stop=ended, on_units=heard)
+        ascent.raise_bound(root, steps, target=tree.target, stop=ended, on_units=heard)
         gained = (root.units - before) / max(root.units, 1)
         if root.closed or ended() or gained < _GAIN or tree.is_done(root):
             break
+    closed = root.closed
+    if charged:
+        # A whole solution of the single-copy relaxation is no plan: only ``upper`` ends this.
+        enough = None if math.isinf(known) else math.floor(known / UNIT)
+        edges = EdgeAscent(ascent, slots)
+        for o in range(_EDGE_REPEATS):
+            before = root.units
+            if ended() or (enough is not None and before >= enough):
+                break
+            edges.raise_bound(
+                root, _EDGE_STEPS, step=0.5**o, target=enough, stop=ended, on_units=heard
+            )
+            if root.units - before < _GAIN * root.units:
+                break
     units = root.units
     if surplus == 0 and not ended():
         units = tree.search(root, ended, heard)
-    closed = root.closed or (surplus == 0 and tree.finished)
+    closed = closed or (surplus == 0 and tree.finished)
     return ColumnBound(
         value=value_of(units),
         root_value=value_of(root.units),
@@ -180,13 +202,21 @@ def verify(
     shapes = [group.price.shape for group in groups]
     if multipliers.dual.shape != (experts,) or [p.shape for p in multipliers.price] != shapes:
         raise InputError("column bound: multipliers of another layer")
+    halves = [(len(group.members), group.k, group.k) for group in groups]
+    if multipliers.share and [p.shape for p in multipliers.share] != halves:
+        raise InputError("column bound: shares of another layer")
     for group, price in zip(groups, multipliers.price, strict=True):
         group.price[...] = _allowed(price)
     pricing = Pricing(Lattice(experts, slots), groups)
     dual = whole(np.nan_to_num(multipliers.dual))
     reduced = pricing.cost() - pricing.lattice.sums(dual)
     surplus = gpus * slots - experts if replicas else 0
-    units = bound_units(dual, int(reduced.min()), pricing.excess(), gpus, surplus)
+    if surplus > 0 and multipliers.share:
+        charge = charges(experts, groups, list(multipliers.share))
+        edge, _ = cheapest(charge, ends(pricing.lattice, slots, reduced), dual)
+        units = edge_units(dual, reduced, edge, pricing.excess(), gpus, surplus)
+    else:
+        units = bound_units(dual, int(reduced.min()), pricing.excess(), gpus, surplus)
     return rounded_down(least_times(scenarios, gpus) + Fraction(max(units, 0), 2**BITS))
 
 

@@ -28,10 +28,15 @@ _MEMORY = 0.8
 
 @dataclass(frozen=True)
 class Multipliers:
-    """What proves a bound: dual π of every expert, prices f_S of every group of scenarios."""
+    """What proves a bound: dual π of every expert, prices f_S of every group of scenarios.
+
+    With shares (of every group, see :func:`moeopt.proofs.columns_edges.charges`) replicas are
+    charged, too.
+    """
 
     dual: FloatArray
     price: tuple[FloatArray, ...]
+    share: tuple[FloatArray, ...] = ()
 
 
 @dataclass

@@ -16,7 +16,7 @@ from scipy.optimize import linprog
 from moeopt.problem import FloatArray, IntArray
 
 #: An expert without a column costs so much.
-_UNCOVERED = 10.0
+UNCOVERED = 10.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Master:
         )
         # scipy-stubs knows dense matrices only.
         result = linprog(  # type: ignore[call-overload]
-            np.concatenate([cost, np.zeros(experts), np.full(experts, _UNCOVERED)]),
+            np.concatenate([cost, np.zeros(experts), np.full(experts, UNCOVERED)]),
             A_ub=matrix,
             b_ub=np.concatenate([np.full(experts, -1.0), [self.surplus, self.gpus]]),
             method="highs-ds",
