@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moeopt.bounds import Bound, combinatorial_bounds
+from moeopt.bounds import Bound, combinatorial_bounds, joint_bound
 from moeopt.catalog import LP_SOLVERS, formulation_names, is_native, load_formulation, read_instance
 from moeopt.errors import InputError
 from moeopt.heuristics import placement, replication
@@ -23,7 +23,7 @@ from moeopt.solvers.supervise import run_job
 METHODS = ("combinatorial", "lp", "layers", "all")
 
 #: LPs with more nonzeros go to the first-order solver, unless told.
-_MANY_NONZEROS = 300_000
+MANY_NONZEROS = 300_000
 
 #: Share of the time limit for the plan that the methods layer by layer start from.
 _PLAN_SHARE = 0.25
@@ -103,6 +103,9 @@ def _add_proofs(
     report: BoundReport, data: ProblemData, time_limit_s: float, *, asked: bool
 ) -> None:
     """Run every method that works layer by layer on its own."""
+    if data.problem == "joint":
+        report.bounds.append(joint_bound(data, time_limit_s=time_limit_s)[0])
+        return
     if (reason := why_not(data)) is not None:
         if asked:
             report.missing.append(f"layers: {reason}")
@@ -146,7 +149,7 @@ def _add_relaxation(
     outcome = run_job(
         data,
         name,
-        solver or ("pdlp" if formulation.size(data)["nonzeros"] > _MANY_NONZEROS else "highs"),
+        solver or ("pdlp" if formulation.size(data)["nonzeros"] > MANY_NONZEROS else "highs"),
         settings,
         relax=True,
     )

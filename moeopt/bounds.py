@@ -10,12 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeopt import dispatch
+from moeopt.joint.lengths import lengths_bound
 from moeopt.problem import FloatArray, ProblemData, Scenarios
 from moeopt.step_bound import work_bound
 
 # Sums of at most a few million rounded terms: relative error far below 2**-25 (they are all of one
 # sign). Bounds are lowered by that much, so that rounding cannot make them too large.
 _SAFE = 1.0 - 2.0**-25
+
+
+#: Name of the proof of :func:`joint_bound`.
+JOINT_METHOD = "layer functions + knapsack"
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,36 @@ def combinatorial_bounds(data: ProblemData) -> list[Bound]:
         if value is not None:
             bounds.append(Bound(method, value, proof, time.perf_counter() - begin))
     return sorted(bounds, key=lambda bound: -bound.value)
+
+
+def joint_bound(
+    data: ProblemData,
+    *,
+    time_limit_s: float = math.inf,
+    enough: float = math.inf,
+    stop: Callable[[], bool] = lambda: False,
+    on_bound: Callable[[float], None] = lambda value: None,
+) -> tuple[Bound, tuple[int, ...] | None]:
+    """Bound ``joint`` by layer functions and a knapsack under the best wave lengths.
+
+    Parameters as for :func:`moeopt.joint.lengths.lengths_bound`.
+
+    Returns
+    -------
+    bound : Bound
+    lengths : tuple of int or None
+        Decode steps of each wave where it is attained; None if the search was cut off.
+    """
+    begin = time.perf_counter()
+    found = lengths_bound(
+        data, time_limit_s=time_limit_s, enough=enough, stop=stop, on_bound=on_bound
+    )
+    proof = (
+        "layer times of every number of replicas, a knapsack over the layers beside the KV cache, "
+        "the best wave lengths"
+    )
+    seconds = time.perf_counter() - begin
+    return Bound(JOINT_METHOD, found.value, proof, seconds), found.lengths
 
 
 def scenario_bound(data: ProblemData) -> float:

@@ -143,7 +143,7 @@ def instance_path(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def read_instance(name_or_path: str | os.PathLike[str]) -> Instance:
-    """Read an instance from a path or by the name of a shipped one.
+    """Read an instance from a path or by the name of a shipped one; ``…@10`` is its layer 10.
 
     Raises
     ------
@@ -151,8 +151,12 @@ def read_instance(name_or_path: str | os.PathLike[str]) -> Instance:
         One line for each problem of the file, each with its JSON path.
     """
     from moeopt.instance import read_instance_file
+    from moeopt.instance_layer import layer_of, split_reference
 
-    return read_instance_file(instance_path(name_or_path))
+    text = os.fspath(name_or_path)
+    name, layer = (text, None) if os.path.isfile(text) else split_reference(text)
+    instance = read_instance_file(instance_path(name))
+    return instance if layer is None else layer_of(instance, layer)
 
 
 def _closest(text: str, names: list[str]) -> str:

@@ -12,6 +12,7 @@ Objectives: ``placement`` and ``replication``: ``Σ_l Σ_ω p_ω T_ω``; ``joint
 ``Σ_w D_w τ_w`` with ``D_w`` the largest output of the classes present in wave w (or the prescribed
 steps), ``τ_w = attention_base + attention_per_mib · max_g KV_g + Σ_l T[w, l]``, and
 ``Σ_c usage[c, l, e] n_cw`` real tokens of expert e. A wave without requests takes no time.
+Where every resident replica is charged, only the split of the tokens is left: a flow, exact.
 """
 
 from __future__ import annotations
@@ -172,9 +173,12 @@ def _check_hosts(data: ProblemData, solution: Solution, hosts: BoolArray) -> Ite
 
 
 def _check_slots(data: ProblemData, hosts: BoolArray) -> Iterator[Violation]:
+    held = hosts.sum(axis=1)
+    if data.uniform_slots and (spread := int(held.max() - held.min())) > 0:
+        text = f"GPUs host {held.min()} to {held.max()} experts of a layer, all must host the same"
+        yield Violation("slots_not_uniform", "all layers", spread, text)
     if data.slots is None:
         return
-    held = hosts.sum(axis=1)
     for layer, g in np.argwhere(held > data.slots).tolist():
         where = f"layer {layer}, GPU {g}"
         text = f"{where}: {held[layer, g]} experts, {data.slots} slots"

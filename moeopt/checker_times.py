@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeopt import dispatch
+from moeopt.dispatch_flow import split_time
 from moeopt.problem import FloatArray, IntArray, ProblemData
 
 BY_DISPATCH = "dispatch of the solution"
@@ -169,7 +170,12 @@ class JointCases:
         for layer in range(len(hosts)):
             values = np.zeros(len(self.steps))
             where = dispatch.host_lists(hosts[layer])
+            resident = hosts[layer].sum(axis=0).tolist()
             for w in waves:
+                if self.data.charged == "resident":
+                    values[w] = _resident_time(self.data, where, resident, self.tokens(layer, w))
+                    methods.add("exact: max-flow")
+                    continue
                 given = stated.get((layer, w))
                 tokens = self.tokens(layer, w)
                 values[w], method = _time(self.data, where, tokens, False, nodes, given)
@@ -241,6 +247,15 @@ def _time(
         return dispatch.given_time(data.layer_time, given, data.gpus), BY_DISPATCH
     result = dispatch.exact_time(data.layer_time, hosts, list(tokens.values()), whole, nodes)
     return result.time, result.method
+
+
+def _resident_time(
+    data: ProblemData, where: list[tuple[int, ...]], resident: list[int], tokens: dict[int, float]
+) -> float:
+    """Layer time with every resident replica charged: only the tokens remain to be split."""
+    hosts = [where[e] for e in tokens]
+    time, _ = split_time(data.layer_time, hosts, list(tokens.values()), resident, False)
+    return time
 
 
 def _least(data: ProblemData, tokens: npt.NDArray[np.generic], whole: bool) -> float:

@@ -21,7 +21,8 @@ DEFAULTS = {
 LARGEST_DEFAULT_NONZEROS = 4_000_000
 
 
-#: Smaller programs of ``placement`` and ``replication`` go to the exact search at once.
+#: Smaller programs of ``placement`` and ``replication`` go to the exact search at once; larger ones
+#: of ``joint`` are left out where there is a single wave.
 SMALL_NONZEROS = 5_000
 
 
@@ -36,7 +37,11 @@ class Choice:
     def kind(self, data: ProblemData) -> str:
         """What the formulation's value proves for this instance."""
         kind_of = getattr(self.module, "kind", None)
-        return str(kind_of(data) if kind_of is not None else self.module.KIND)
+        kind = str(kind_of(data) if kind_of is not None else self.module.KIND)
+        # Formulations of `joint` charge activated replicas and know no equal slots: both rules
+        # only make plans dearer or fewer, so what is exact without them is a relaxation with them.
+        relaxed = data.charged == "resident" or data.uniform_slots
+        return "relaxation" if kind == "exact" and relaxed else kind
 
     def proves(self, data: ProblemData) -> bool:
         """Whether its dual bound is a lower bound of the problem."""
@@ -77,6 +82,9 @@ def choose(
             f"its {choice.nonzeros(data):,} nonzeros are too many to start unasked "
             f"(more than {LARGEST_DEFAULT_NONZEROS:,}; ask for it with --formulation)"
         )
+    one_wave = data.problem == "joint" and data.waves == 1
+    if reason is None and one_wave and choice.nonzeros(data) > SMALL_NONZEROS:
+        reason = "it adds nothing to the bound by layers of a single wave"
     return (choice, None) if reason is None else (None, f"{name}: {reason}")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from moeopt.bounding import MANY_NONZEROS
 from moeopt.catalog import is_native, load_formulation, read_instance, solver_names
 from moeopt.errors import InputError
 from moeopt.prepare import prepare
@@ -18,13 +19,16 @@ from moeopt.solvers.base import SolveSettings
 from moeopt.solvers.supervise import run_job
 from moeopt.solving import solve
 
+#: CP-SAT's options for a bound at the root.
+_CPSAT_ROOT = {"max_number_of_conflicts": 1, "linearization_level": 2}
+
 
 @dataclass
 class Comparison:
     """One cell: a formulation with a solver on an instance.
 
     ``lp_bound``: safe bound of the LP relaxation; ``root_bound``: the solver's bound after the root
-    node (HiGHS only); ``lower_bound``: the solver's own best bound (no combinatorial ones);
+    node (:func:`root_bound`); ``lower_bound``: the solver's own best bound (no combinatorial ones);
     ``upper_bound``: the checker's value of its plan. ``skipped``: why there is nothing, if so.
     """
 
@@ -142,15 +146,42 @@ def _cell(
     size = record.size or {}
     cell.rows, cell.columns = size.get("rows"), size.get("columns")
     cell.nonzeros, cell.integers = size.get("nonzeros"), size.get("integers")
-    if not is_native(module) and solver == "highs":
-        settings = SolveSettings(time_limit_s=time_limit_s, gap=gap, seed=seed)
-        cell.lp_bound = _bound(data, name, settings, relax=True)
-        at_root = SolveSettings(time_limit_s=time_limit_s, gap=gap, seed=seed, node_limit=1)
-        root = _bound(data, name, at_root, relax=False)
-        cell.root_bound = None if root is None else root - FLOAT_BOUND_SLACK * max(1.0, abs(root))
+    settings = SolveSettings(time_limit_s=time_limit_s, gap=gap, seed=seed)
+    if not is_native(module):
+        cell.lp_bound = lp_bound(data, name, settings)
+    cell.root_bound = root_bound(data, name, solver, settings)
     return cell
 
 
-def _bound(data: ProblemData, name: str, settings: SolveSettings, *, relax: bool) -> float | None:
-    outcome = run_job(data, name, "highs", settings, relax=relax)
+def lp_bound(
+    data: ProblemData, formulation: str | os.PathLike[str], settings: SolveSettings
+) -> float | None:
+    """Return the safe bound of a formulation's LP relaxation, None where it gave none.
+
+    Large LPs go to PDLP, the others to HiGHS. ``settings.threads`` and ``options`` are those of
+    the solve and not used.
+    """
+    many = load_formulation(formulation).size(data)["nonzeros"] > MANY_NONZEROS
+    bare = replace(settings, threads=1, options={})
+    outcome = run_job(data, formulation, "pdlp" if many else "highs", bare, relax=True)
     return None if outcome.result is None else outcome.result.dual_bound
+
+
+def root_bound(
+    data: ProblemData, formulation: str | os.PathLike[str], solver: str, settings: SolveSettings
+) -> float | None:
+    """Return a solver's own bound after its root node, None where it gave none.
+
+    HiGHS: after one node. CP-SAT: one worker with all linear relaxations until its first conflict,
+    for its portfolio has no root node. A floating-point bound is lowered by its tolerance.
+    """
+    bare = replace(settings, threads=1, options={})
+    if solver == "cpsat":
+        at_root = replace(bare, options=dict(_CPSAT_ROOT))
+    else:
+        at_root = replace(bare, node_limit=1)
+    outcome = run_job(data, formulation, solver, at_root)
+    bound = None if outcome.result is None else outcome.result.dual_bound
+    if bound is None or solver == "cpsat":
+        return bound
+    return bound - FLOAT_BOUND_SLACK * max(1.0, abs(bound))

@@ -153,11 +153,15 @@ class RequestClass(Part):
 class JointOptions(Part):
     """Options of ``joint``: largest number of waves, or the decode steps of each wave.
 
+    ``charged``: the replicas that a wave's time counts, null for ``activated``.
+    ``uniform_slots``: equally many experts on every GPU in every layer, null for false.
     ``share`` (by class name) and ``tpot_limit_us`` belong to the steady state objective.
     """
 
     waves: Count | None = None
     wave_steps: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    charged: Literal["activated", "resident"] | None = None
+    uniform_slots: Annotated[bool, Strict()] | None = None
     share: dict[Name, Size] | None = None
     tpot_limit_us: Positive | None = None
 

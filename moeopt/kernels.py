@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 
-from moeopt.heuristics import placement, replication
+from moeopt.bounds import joint_bound
+from moeopt.heuristics import joint, placement, replication
 from moeopt.methods import methods_for
-from moeopt.problem import LayerTime, ProblemData, Scenarios
+from moeopt.problem import LayerTime, ProblemData, RequestClasses, Scenarios
 from moeopt.proving import one_layer, prove
 
 #: A compiling kernel is not interrupted; the limit only ends the loops behind it.
@@ -35,7 +37,31 @@ def compile_all() -> float:
                 if method.name != "patterns" and method.fits(one_layer(data, 0)) is None:
                     hosts = plan.hosts_array(gpus)
                     prove(data, [method], hosts=hosts, time_limit_s=_LIMIT_S)
+    for form in ("sum", "max", "p2"):
+        for uniform in (False, True):
+            data = _joint(form, uniform=uniform)
+            joint_bound(data, time_limit_s=_LIMIT_S)
+            joint.plan(data, time_limit_s=_LIMIT_S)
     return time.monotonic() - begin
+
+
+def _joint(form: str, *, uniform: bool) -> ProblemData:
+    """A tiny joint instance with room for replicas and, unless all fits, two waves."""
+    usage = np.array([[[0.5, 0.5, 0.5, 0.5], [0.25, 0.25, 0.5, 1.0]]])
+    return replace(
+        _layer("joint", 2, 4, 2, 4),
+        layers=2,
+        slots=None,
+        scenarios=(),
+        load=usage[0] * 12,
+        free_mib=np.array([16.0, 16.0]),
+        layer_time=LayerTime(form, 1.0, 10.0, 1.0, 1.0),
+        requests=RequestClasses(
+            ("a",), np.array([12]), np.array([8]), np.array([8]), np.array([1.0]), usage
+        ),
+        waves=2,
+        uniform_slots=uniform,
+    )
 
 
 def _layer(problem: str, top_k: int, experts: int, gpus: int, slots: int) -> ProblemData:

@@ -59,8 +59,8 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
     joint = problem == "joint"
     requests = _requests(instance, load) if joint else None
     waves, wave_steps = 0, None
+    options = instance.joint or JointOptions()
     if requests is not None and free_mib is not None:
-        options = instance.joint or JointOptions()
         wave_steps = options.wave_steps
         one_copy_mib = moe.layers * moe.experts * mib_up(moe.expert_mib)
         waves = (
@@ -88,6 +88,8 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
         requests=requests,
         waves=waves,
         wave_steps=wave_steps,
+        charged=options.charged or "activated" if joint else "activated",
+        uniform_slots=bool(joint and options.uniform_slots),
         attention_base_us=spec.attention_base_us,
         attention_us_per_mib=spec.attention_us_per_mib,
         layer_numbers=tuple(routed.layer for routed in instance.routing),

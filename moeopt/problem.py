@@ -6,6 +6,7 @@ Derived once from an instance by :func:`prepare`; nothing below knows the file f
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -157,6 +158,11 @@ class ProblemData:
         Largest number of waves (``joint``).
     wave_steps : tuple of int or None
         Decode steps of each wave where they are prescribed.
+    charged : {"activated", "resident"}
+        Which replicas of a GPU a wave of ``joint`` is charged for: those that compute tokens, or
+        all that the GPU hosts.
+    uniform_slots : bool
+        Whether a plan of ``joint`` must host equally many experts on every GPU in every layer.
     """
 
     name: str
@@ -176,6 +182,8 @@ class ProblemData:
     requests: RequestClasses | None = None
     waves: int = 0
     wave_steps: tuple[int, ...] | None = None
+    charged: Literal["activated", "resident"] = "activated"
+    uniform_slots: bool = False
     attention_base_us: float = 0.0
     attention_us_per_mib: float = 0.0
     layer_numbers: tuple[int, ...] = field(default=())

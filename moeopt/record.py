@@ -28,6 +28,15 @@ class Record(BaseModel):
         ``optimal`` only if ``gap`` is at most the gap asked for.
     reasons : list of str
         Why there is no feasible plan, in the user's words.
+    trajectory : list of [seconds, upper or None, lower or None]
+        Bounds over time, thinned; no point is better than the final bounds.
+    machine : dict or None
+        ``cpu``, ``cores``, ``memory_mib``.
+    lp_bound, root_bound : float or None
+        Of the formulation alone, where a study asks for them: safe bound of its LP relaxation, the
+        solver's bound after its root node.
+    key : str or None
+        Of the cell, where the record is of a study.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -65,6 +74,11 @@ class Record(BaseModel):
     seed: int
     settings: dict[str, Any] = Field(default_factory=dict)
     log: str | None = None
+    trajectory: list[tuple[float, float | None, float | None]] = Field(default_factory=list)
+    machine: dict[str, str | int] | None = None
+    lp_bound: float | None = None
+    root_bound: float | None = None
+    key: str | None = None
 
     def json_line(self) -> str:
         """Return the record as one line of JSON (null, never inf or nan)."""

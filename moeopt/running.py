@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -9,13 +10,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moeopt import __version__
-from moeopt.bounds import combinatorial_bounds
+from moeopt.bounds import combinatorial_bounds, joint_bound
 from moeopt.checker import CheckReport, check_solution
 from moeopt.choosing import Choice
 from moeopt.errors import InputError, SolverError
 from moeopt.heuristics import joint as joint_heuristic
 from moeopt.heuristics import placement as placement_heuristic
 from moeopt.heuristics import replication as replication_heuristic
+from moeopt.machine import describe_machine
 from moeopt.methods import methods_for
 from moeopt.problem import ProblemData, objective_unit
 from moeopt.proving import prove
@@ -23,6 +25,7 @@ from moeopt.record import Record, Status, relative_gap
 from moeopt.solution import Solution
 from moeopt.solvers.base import Progress, SolveSettings
 from moeopt.solvers.supervise import WorkerOutcome, run_job
+from moeopt.trajectory import Trajectory
 
 #: Floating-point solvers prove their bounds up to their tolerances; theirs are lowered by this.
 FLOAT_BOUND_SLACK = 1e-7
@@ -88,6 +91,8 @@ class Run:
     notes: list[str] = field(default_factory=list)
     live_lower: float | None = None
     live_upper: float | None = None
+    wave_lengths: tuple[int, ...] | None = None
+    trajectory: Trajectory = field(default_factory=Trajectory)
 
     # --- state
 
@@ -118,16 +123,13 @@ class Run:
 
     def tell(self, phase: str, message: str | None = None) -> None:
         """Report progress."""
-        if self.on_progress is None:
-            return
         uppers = [u for u in (self.upper, self.live_upper) if u is not None]
         lowers = [b for b in (self.lower, self.live_lower) if b is not None]
+        upper, lower = min(uppers, default=None), max(lowers, default=None)
         seconds = time.monotonic() - self.begin
-        self.on_progress(
-            ProgressState(
-                phase, seconds, min(uppers, default=None), max(lowers, default=None), message
-            )
-        )
+        self.trajectory.add(seconds, upper, lower)
+        if self.on_progress is not None:
+            self.on_progress(ProgressState(phase, seconds, upper, lower, message))
 
     def offer(self, solution: Solution, source: str) -> None:
         """Check a plan; keep it if it is feasible and better."""
@@ -151,7 +153,30 @@ class Run:
         self.seconds["bound"] = time.monotonic() - begin
         self.tell("bound")
 
-    def heuristic(self, seed: int, time_limit_s: float, stop: threading.Event) -> None:
+    def bound_lengths(self, time_limit_s: float, gap: float, stop: threading.Event) -> None:
+        """Bound ``joint`` by layers, over the lengths of its waves."""
+        begin = time.monotonic()
+        self.tell("proof")
+
+        def on_bound(value: float) -> None:
+            self.live_lower = value
+            self.tell("proof")
+
+        enough = math.inf if self.upper is None else self.upper * (1.0 - gap)
+        bound, self.wave_lengths = joint_bound(
+            self.data,
+            time_limit_s=time_limit_s,
+            enough=enough,
+            stop=stop.is_set,
+            on_bound=on_bound,
+        )
+        self.live_lower = None
+        if bound.value < math.inf:  # what no waves can hold is for the exact search to say
+            self.lower_bounds[bound.method] = bound.value
+        self.seconds["proof"] = time.monotonic() - begin
+        self.tell("proof")
+
+    def heuristic(self, seed: int, time_limit_s: float, gap: float, stop: threading.Event) -> None:
         """Look for a plan without a solver."""
         begin = time.monotonic()
         self.tell("heuristic")
@@ -162,7 +187,12 @@ class Run:
 
         if self.data.problem == "joint":
             joint_heuristic.plan(
-                self.data, seed=seed, time_limit_s=time_limit_s, stop=stop.is_set, on_plan=on_plan
+                self.data,
+                lengths=self.wave_lengths,
+                seed=seed,
+                time_limit_s=time_limit_s,
+                stop=lambda: stop.is_set() or self.closed(gap),
+                on_plan=on_plan,
             )
         else:
             method = (
@@ -303,7 +333,7 @@ class Run:
             lower_bound_from=self.lower_from,
             lower_bounds=self.lower_bounds,
             evaluated_by=self.report.evaluated_by if self.report is not None else None,
-            charged="activated" if data.problem == "joint" else None,
+            charged=data.charged if data.problem == "joint" else None,
             gap=gap,
             claimed_objective=self.claimed,
             violations=[v.as_dict() for report in rejected for v in report.violations],
@@ -322,6 +352,8 @@ class Run:
                 "options": settings.options,
             },
             log=log_path,
+            trajectory=self.trajectory.points(self.seconds["total"], upper, lower),
+            machine=describe_machine(),
         )
         solution = None
         if self.best is not None:

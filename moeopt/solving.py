@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
+from moeopt.bounds import JOINT_METHOD
 from moeopt.catalog import read_instance
 from moeopt.choosing import Choice, choose, is_small
 from moeopt.errors import InputError
@@ -32,6 +33,9 @@ __all__ = ["Outcome", "ProgressState", "solve"]
 
 #: Share of the time that heuristics may take before the exact search.
 HEURISTIC_SHARE = 0.35
+
+#: Share of the time that the bound of ``joint`` over wave lengths may take.
+LENGTHS_SHARE = 0.3
 
 #: Share of what is left then that proofs layer by layer may take before an exact search.
 PROOF_SHARE = 0.8
@@ -124,9 +128,11 @@ def solve(
     outcome: WorkerOutcome | None = None
     with _interruptible() as stop:
         run.bound()
+        if problem == "joint" and formulation is None and not run.closed(gap):
+            run.bound_lengths(LENGTHS_SHARE * time_limit_s, gap, stop)
         if start == "heuristic" and not run.closed(gap):
             share = HEURISTIC_SHARE if chosen is not None or layered else 1.0
-            run.heuristic(seed, share * time_limit_s, stop)
+            run.heuristic(seed, share * time_limit_s, gap, stop)
         if layered and not run.closed(gap) and not stop.is_set():
             left = begin + time_limit_s - time.monotonic()
             share = 1.0 if chosen is None else PROOF_SHARE
@@ -144,7 +150,9 @@ def solve(
 def _plan_of_action(
     data: ProblemData, chosen: Choice | None, why_none: str | None, layered: bool, small: bool
 ) -> str:
-    steps = [] if small else ["a heuristic"]
+    steps = [JOINT_METHOD] if data.problem == "joint" else []
+    if not small:
+        steps.append("a heuristic")
     if layered:
         fitting = [m for m in methods_for(data) if m.fits(one_layer(data, 0)) is None]
         names = " and ".join(method.name for method in fitting) or "combinatorial bounds"

@@ -1,12 +1,13 @@
-"""``joint`` by construction: waves by dynamic programming, experts by descent, replicas by gain.
+"""``joint`` by construction: waves, then experts and replicas layer by layer.
 
-1. Requests are sorted by output length; waves are contiguous pieces of that order (two waves of
-   mixed lengths can exchange requests until they are), found by dynamic programming over an
-   estimate of the step time, for several budgets of KV memory a wave.
-2. Requests of a wave go to the GPU with the most memory left.
-3. Single copies of the experts: the descent of ``placement`` with the waves as scenarios.
-4. Memory that the fullest wave leaves is filled with replicas: from the busiest GPU of a layer to
-   GPUs with room, the largest gain of the makespan first.
+1. Waves: those where the bound over lengths is attained, and those of a dynamic programme over an
+   estimate of the step time (:mod:`moeopt.joint.waves`).
+2. For each of them a plan by layers: replicas by the knapsack, hosts by the bounds' groups and
+   local search (:mod:`moeopt.joint.assemble`).
+3. Where several waves share one placement and activated replicas are charged, time that is left
+   goes to plans for the waves one by one, the most promising first: single copies by the descent of
+   ``placement`` with the waves as scenarios; then memory that the fullest wave leaves is filled
+   with replicas, from the busiest GPU of a layer to GPUs with room, the largest gain first.
 
 The plan carries its dispatch. What it costs is for the checker to say.
 """
@@ -23,23 +24,13 @@ import numpy as np
 from moeopt import dispatch
 from moeopt.heuristics.capacity import room, slots
 from moeopt.heuristics.placement import BoolArray, place_hosts
+from moeopt.joint.assemble import Assembler
+from moeopt.joint.memory import request_classes
+from moeopt.joint.waves import wave_plans, wave_steps, waves_of_lengths
 from moeopt.problem import FloatArray, IntArray, ProblemData, RequestClasses, Scenarios
 from moeopt.solution import Solution
-from moeopt.step_bound import kv_memory_mib
 
-#: Pieces into which the requests are cut for the dynamic programme.
-_PIECES = 240
-#: Shares of the KV memory that a wave may use, tried one after the other.
-_BUDGETS = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.12)
 _LEAST_GAIN = 1e-12
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Requests of one class that stay together in the dynamic programme."""
-
-    request_class: int
-    count: int
 
 
 @dataclass
@@ -55,6 +46,7 @@ class Plan:
 def plan(
     data: ProblemData,
     *,
+    lengths: tuple[int, ...] | None = None,
     seed: int = 0,
     time_limit_s: float = 30.0,
     stop: Callable[[], bool] = lambda: False,
@@ -64,111 +56,50 @@ def plan(
 
     Parameters
     ----------
+    lengths : tuple of int, optional
+        Decode steps of each wave that are worth a trial: those of
+        :func:`moeopt.joint.lengths.lengths_bound`.
     on_plan : callable
         Called with every plan that is better than those before.
     """
     deadline = time.monotonic() + time_limit_s
-    best: Plan | None = None
-    best_solution: Solution | None = None
-    seen: set[bytes] = set()
-    for waves in _wave_plans(data):
-        if waves.tobytes() in seen:
-            continue
-        seen.add(waves.tobytes())
+    best_us = math.inf
+    best: Solution | None = None
+    assembler = Assembler(data, seed)
+    ranked: list[tuple[float, int, IntArray]] = []
+    for rank, waves in enumerate(_waves(data, lengths)):
         if best is not None and (time.monotonic() > deadline or stop()):
+            return best
+        made = assembler.plan(waves, deadline=deadline, stop=stop)
+        ranked.append((math.inf if made is None else made[0], rank, waves))
+        if made is not None and made[0] < best_us:
+            best_us, best = made
+            on_plan(best)
+    if data.charged == "resident" or data.uniform_slots:
+        return best
+    for _, _, waves in sorted(ranked, key=lambda item: item[:2]):
+        if best is not None and (
+            time.monotonic() > deadline or stop() or waves.any(axis=0).sum() == 1
+        ):
             break
-        made = _complete(data, waves, seed, deadline, stop)
-        if made is not None and (best is None or made.makespan_us < best.makespan_us):
-            best = made
-            best_solution = Solution.from_arrays(
-                data, made.hosts, requests=made.requests, dispatch=made.dispatch
+        found = _complete(data, waves, seed, deadline, stop)
+        if found is not None and found.makespan_us < best_us:
+            best_us = found.makespan_us
+            best = Solution.from_arrays(
+                data, found.hosts, requests=found.requests, dispatch=found.dispatch
             )
-            on_plan(best_solution)
-    return best_solution
+            on_plan(best)
+    return best
 
 
-# --- waves ------------------------------------------------------------------------------------
-
-
-def _requests(data: ProblemData) -> RequestClasses:
-    assert data.requests is not None
-    return data.requests
-
-
-def _chunks(data: ProblemData) -> list[Chunk]:
-    requests = _requests(data)
-    size = max(1, math.ceil(int(requests.count.sum()) / _PIECES))
-    order = sorted(range(len(requests.names)), key=lambda c: (-int(requests.output_tokens[c]), c))
-    return [
-        Chunk(c, min(size, int(requests.count[c]) - first))
-        for c in order
-        for first in range(0, int(requests.count[c]), size)
-    ]
-
-
-def _wave_plans(data: ProblemData) -> Iterator[IntArray]:
-    """Yield numbers of requests of each class and wave, shape (C, W), best estimate first."""
-    chunks = _chunks(data)
-    memory = kv_memory_mib(data)
-    plans = []
-    for budget in _BUDGETS:
-        found = _cut(data, chunks, budget * memory)
-        if found is not None:
-            plans.append(found)
-    for _, counts in sorted(plans, key=lambda item: item[0]):
-        yield counts
-
-
-def _cut(
-    data: ProblemData, chunks: list[Chunk], kv_limit_mib: float
-) -> tuple[float, IntArray] | None:
-    """Cut the sorted requests into at most ``data.waves`` waves of least estimated makespan."""
-    requests = _requests(data)
-    count = np.array([chunk.count for chunk in chunks])
-    kv = np.array([requests.kv_mib[chunk.request_class] * chunk.count for chunk in chunks])
-    longest = np.array([int(requests.output_tokens[chunk.request_class]) for chunk in chunks])
-    ends_n, ends_kv = np.cumsum(count), np.cumsum(kv)
-    total = len(chunks)
-    steps = sorted(data.wave_steps, reverse=True) if data.wave_steps is not None else None
-    cost = np.full((data.waves + 1, total + 1), np.inf)
-    cost[0, 0] = 0.0
-    came = np.zeros((data.waves + 1, total + 1), dtype=np.int64)
-    for w in range(data.waves):
-        cost[w + 1] = cost[w]  # the wave stays empty
-        came[w + 1] = np.arange(total + 1)
-        for first in range(total):
-            if not np.isfinite(cost[w, first]):
-                continue
-            run = int(longest[first]) if steps is None else steps[w]
-            if run < longest[first]:
-                continue
-            n = ends_n[first:] - (ends_n[first - 1] if first else 0)
-            used = ends_kv[first:] - (ends_kv[first - 1] if first else 0.0)
-            value = cost[w, first] + run * _step_estimate(data, n, used)
-            value[used > kv_limit_mib] = np.inf
-            better = np.flatnonzero(value < cost[w + 1, first + 1 :])
-            cost[w + 1, first + 1 + better] = value[better]
-            came[w + 1, first + 1 + better] = first
-    if not np.isfinite(cost[data.waves, total]):
-        return None
-    counts = np.zeros((len(requests.names), data.waves), dtype=np.int64)
-    end = total
-    wave_of_rank = np.arange(data.waves)
-    if data.wave_steps is not None:
-        wave_of_rank = np.argsort(-np.array(data.wave_steps), kind="stable")
-    for w in range(data.waves, 0, -1):
-        first = int(came[w, end])
-        for chunk in chunks[first:end]:
-            counts[chunk.request_class, wave_of_rank[w - 1]] += chunk.count
-        end = first
-    return float(cost[data.waves, total]), counts
-
-
-def _step_estimate(data: ProblemData, n: FloatArray | IntArray, kv_mib: FloatArray) -> FloatArray:
-    """Step time with balanced GPUs, one copy of each expert active."""
-    layer = data.layer_time.of(math.ceil(data.experts / data.gpus), data.top_k * n / data.gpus)
-    attention = data.attention_base_us + data.attention_us_per_mib * kv_mib / data.gpus
-    return np.asarray(attention + data.layers * layer)
+def _waves(data: ProblemData, lengths: tuple[int, ...] | None) -> Iterator[IntArray]:
+    """Yield different numbers of requests of each class and wave, shape (C, W)."""
+    seen: set[bytes] = set()
+    for plans in (waves_of_lengths(data, lengths) if lengths else (), wave_plans(data)):
+        for waves in plans:
+            if waves.tobytes() not in seen:
+                seen.add(waves.tobytes())
+                yield waves
 
 
 # --- one plan for given waves -----------------------------------------------------------------
@@ -179,8 +110,8 @@ def _complete(
 ) -> Plan | None:
     """Place experts, requests and replicas for given waves; None if they do not fit."""
     assert data.free_mib is not None
-    requests = _requests(data)
-    steps = _steps(data, counts)
+    requests = request_classes(data)
+    steps = wave_steps(data, counts)
     tokens = np.einsum("cw,cle->wle", counts.astype(np.float64), requests.usage)
     hosts = _single_copies(data, tokens, steps, seed, deadline, stop)
     if hosts is None:
@@ -196,14 +127,6 @@ def _complete(
     hosts, served, layer_us = _replicate(data, hosts, tokens, steps, spare, deadline, stop)
     attention = data.attention_base_us + data.attention_us_per_mib * kv.max(axis=1)
     return Plan(hosts, z, served, float(steps @ (attention + layer_us.sum(axis=1))))
-
-
-def _steps(data: ProblemData, counts: IntArray) -> IntArray:
-    """Steps of each wave, 0 where it is empty, shape (W,)."""
-    present = counts > 0
-    if data.wave_steps is not None:
-        return np.where(present.any(axis=0), np.array(data.wave_steps), 0)
-    return np.asarray((_requests(data).output_tokens[:, None] * present).max(axis=0))
 
 
 def _single_copies(

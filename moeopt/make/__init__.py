@@ -13,14 +13,15 @@ from pathlib import Path
 
 from moeopt.errors import InputError
 from moeopt.instance import read_instance_file
-from moeopt.make import dbrx, deepseek_v2_lite, gpt_oss, mixtral
+from moeopt.make import dbrx, deepseek_v2_lite, deepseek_v3, gpt_oss, gpt_oss_steady, mixtral
 from moeopt.make.files import json_bytes, npz_bytes
 from moeopt.make.recipe import Bundle, Recipe, Source
 
 __all__ = ["RECIPES", "Bundle", "Recipe", "Source", "make"]
 
 RECIPES: dict[str, Recipe] = {
-    module.RECIPE.name: module.RECIPE for module in (gpt_oss, deepseek_v2_lite, mixtral, dbrx)
+    module.RECIPE.name: module.RECIPE
+    for module in (gpt_oss, gpt_oss_steady, deepseek_v2_lite, mixtral, dbrx, deepseek_v3)
 }
 
 

@@ -22,6 +22,7 @@ from moeopt.make.recipe import (
     scenario_arrays,
     scenario_routing,
 )
+from moeopt.make.steady import steady_documents
 from moeopt.routing import distinct_scenarios, expert_load, usage_profile
 
 EXPERTS, TOP_K, HIDDEN, GPUS = 64, 6, 2048, 8
@@ -201,7 +202,8 @@ def _joint(traces: dict[str, Trace], paths: dict[str, Path]) -> Bundle:
         for group in classes
     ]
     document["joint"] = {"waves": 4}
-    return Bundle([document], "deepseek-v2-lite_8gpu_joint.npz", arrays)
+    steady = steady_documents(document, "deepseek-v2-lite_8gpu_steady", "")
+    return Bundle([document, *steady], "deepseek-v2-lite_8gpu_joint.npz", arrays)
 
 
 def _document(name: str, notes: str) -> dict[str, Any]:
@@ -233,7 +235,7 @@ def _document(name: str, notes: str) -> dict[str, Any]:
 
 RECIPE = Recipe(
     name="deepseek-v2-lite",
-    summary="DeepSeek-V2-Lite on 8 GPUs: placement from four tasks, and joint with Azure lengths",
+    summary="DeepSeek-V2-Lite on 8 GPUs: placement from four tasks, joint with Azure lengths",
     build=build,
     sources=(SOURCE, azure.SOURCE),
 )

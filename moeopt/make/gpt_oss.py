@@ -67,18 +67,28 @@ def read_ids(data_dir: Path | None) -> npt.NDArray[np.uint8]:
     -------
     uint8 array, shape (T, 24, 4)
     """
+    return np.concatenate([ids for _, ids in read_requests(data_dir)])
+
+
+def read_requests(data_dir: Path | None) -> list[tuple[str, npt.NDArray[np.uint8]]]:
+    """Read the data set (empty: not told) and choices of each request that is not repetitive.
+
+    Files as for :func:`read_ids`.
+    """
     found = SOURCE.find(data_dir, "gptoss20b_ids.npz", "data/*/*/*_examples.json")
     if found[0].suffix != ".npz":
-        parts = [_read_example(path) for path in found]
-        return np.concatenate([part for part in parts if part is not None])
+        parts = [(path.parents[1].name, _read_example(path)) for path in found]
+        return [(dataset, ids) for dataset, ids in parts if ids is not None]
     meta = json.loads(SOURCE.find(data_dir, "gptoss20b_meta.json")[0].read_text(encoding="utf-8"))
     with np.load(found[0], allow_pickle=False) as archive:
         ids, offsets = archive["ids"], archive["offsets"]
     if ids.shape[1:] != (LAYERS, TOP_K) or len(offsets) != len(meta) + 1:
         raise InputError(f"{found[0]}: not the choices of {LAYERS} layers of {len(meta)} requests")
-    clean = np.array([not request["repetition"] for request in meta])
-    kept: npt.NDArray[np.uint8] = ids[np.repeat(clean, np.diff(offsets))]
-    return kept
+    return [
+        (request.get("dataset", ""), ids[first:end])
+        for request, first, end in zip(meta, offsets[:-1], offsets[1:], strict=True)
+        if not request["repetition"]
+    ]
 
 
 def _read_example(path: Path) -> npt.NDArray[np.uint8] | None:

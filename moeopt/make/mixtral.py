@@ -11,6 +11,7 @@ import numpy.typing as npt
 from moeopt.errors import InputError
 from moeopt.make import azure
 from moeopt.make.recipe import Bundle, Recipe, Source, find_all, load_routing, mib, request_entry
+from moeopt.make.steady import steady_documents
 from moeopt.routing import usage_profile
 
 LAYERS, EXPERTS, TOP_K, HIDDEN = 32, 8, 2, 4096
@@ -161,6 +162,7 @@ def build(data_dir: Path | None) -> list[Bundle]:
         _classes(questions, lengths, gpus=4, requests={"conv": 400, "code": 200}),
         _classes(questions, lengths, gpus=8, requests={"conv": 1200, "code": 600}),
         _each(questions, lengths, gpus=4, requests={"conv": 133, "code": 67}),
+        _steady(questions, lengths, requests={"conv": 1200, "code": 600}),
     ]
 
 
@@ -171,17 +173,7 @@ def _classes(
     requests: dict[str, int],
 ) -> Bundle:
     """Build one instance for each form of the layer time, with 8 + 4 classes."""
-    groups: list[azure.LengthClass] = []
-    usages: list[npt.NDArray[np.float64]] = []
-    pairs: list[str] = []
-    for kind, subjects in SUBJECTS.items():
-        taken = azure.sample(lengths[kind], requests[kind])
-        cut = azure.length_classes(kind, taken, len(subjects))
-        for group, (topic, members) in zip(cut, subjects.items(), strict=True):
-            share = np.concatenate([questions[subject] for subject in members]).mean(axis=0)
-            groups.append(group)
-            usages.append(usage_profile(share, TOP_K))
-            pairs.append(f"{group.describe()} ({topic})")
+    groups, usages, pairs = _cut(questions, lengths, requests, classes_a_topic=1)
     notes = (
         f"{NOTES}{requests['conv']} conversation and {requests['code']} code requests, cut into "
         "classes by output and total length; a class has its longest output and its largest "
@@ -192,6 +184,47 @@ def _classes(
     names = {"max": name, "sum": f"{name}_sum", "p2": f"{name}_p2"}
     documents = [_document(names[form], gpus, form, groups, notes) for form in names]
     return Bundle(documents, f"{name}.npz", _arrays(groups, usages))
+
+
+def _cut(
+    questions: dict[str, npt.NDArray[np.float64]],
+    lengths: dict[str, azure.Lengths],
+    requests: dict[str, int],
+    classes_a_topic: int,
+) -> tuple[list[azure.LengthClass], list[npt.NDArray[np.float64]], list[str]]:
+    """Cut requests into classes, topics in turn: classes, their usages, and both in words."""
+    groups: list[azure.LengthClass] = []
+    usages: list[npt.NDArray[np.float64]] = []
+    pairs: list[str] = []
+    for kind, subjects in SUBJECTS.items():
+        taken = azure.sample(lengths[kind], requests[kind])
+        topics = [*subjects.items()] * classes_a_topic
+        cut = azure.length_classes(kind, taken, len(topics))
+        for group, (topic, members) in zip(cut, topics, strict=True):
+            share = np.concatenate([questions[subject] for subject in members]).mean(axis=0)
+            groups.append(group)
+            usages.append(usage_profile(share, TOP_K))
+            pairs.append(f"{group.describe()} ({topic})")
+    return groups, usages, pairs
+
+
+def _steady(
+    questions: dict[str, npt.NDArray[np.float64]],
+    lengths: dict[str, azure.Lengths],
+    requests: dict[str, int],
+) -> Bundle:
+    """Build the instances in steady state on 4 and on 8 GPUs, with 32 + 16 classes."""
+    groups, usages, _ = _cut(questions, lengths, requests, classes_a_topic=4)
+    notes = (
+        f"{NOTES}{requests['conv']} conversation and {requests['code']} code requests, cut into "
+        "classes by output and total length; a class has its longest output and its largest "
+        "total; topics lend their questions' mean usage to the classes in turn. "
+    )
+    documents: list[dict[str, Any]] = []
+    for gpus in (4, 8):
+        base = _document("", gpus, "max", groups, notes.rstrip())
+        documents += steady_documents(base, f"mixtral-8x7b_{gpus}gpu_steady", "")
+    return Bundle(documents, "mixtral-8x7b_steady.npz", _arrays(groups, usages))
 
 
 def _each(
@@ -277,7 +310,7 @@ def _document(
 
 RECIPE = Recipe(
     name="mixtral-8x7b",
-    summary="Mixtral-8x7B on 4 and 8 H100s with Azure lengths: joint, in three layer times",
+    summary="Mixtral-8x7B on 4 and 8 H100s with Azure lengths: joint, waves and steady state",
     build=build,
     sources=(SOURCE, azure.SOURCE),
 )

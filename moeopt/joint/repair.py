@@ -1,0 +1,107 @@
+"""From layer plans to one plan: whose GPU is whose, where requests go, and whether all fits.
+
+GPU labels of each layer are free. Taking the layers one by one and giving the GPU with the most
+memory left the most replicas keeps the GPUs' memory as level as the layers' own counts allow.
+Requests go one by one, largest cache first, to the GPU with the least cache of those with room;
+then GPUs exchange requests as long as the largest cache shrinks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moeopt.joint.memory import Memory
+from moeopt.problem import IntArray
+
+#: Most exchanges of requests between GPUs.
+_EXCHANGES = 400
+
+
+def label_gpus(hosts: list[np.ndarray], free_mib: np.ndarray, expert_mib: float) -> list[IntArray]:
+    """Choose which GPU takes the part of which GPU of each layer's plan.
+
+    Parameters
+    ----------
+    hosts : list of bool arrays, shape (E, G)
+        One a layer.
+    free_mib : float array, shape (G,)
+
+    Returns
+    -------
+    list of int arrays, shape (G,)
+        ``labels[l][g]``: the GPU that takes what the plan of layer l calls GPU g.
+    """
+    left = free_mib.astype(np.float64).copy()
+    counts = [layer.sum(axis=0) for layer in hosts]
+    labels: list[IntArray] = [np.arange(len(left)) for _ in hosts]
+    # The layers that differ most from GPU to GPU first: the others level what they leave.
+    for l in sorted(range(len(hosts)), key=lambda l: (-int(np.ptp(counts[l])), l)):
+        fullest_first = np.argsort(-counts[l], kind="stable")
+        most_left_first = np.argsort(-left, kind="stable")
+        labels[l][fullest_first] = most_left_first
+        left[most_left_first] -= expert_mib * counts[l][fullest_first]
+    return labels
+
+
+def place_requests(counts: IntArray, left: IntArray, memory: Memory) -> IntArray | None:
+    """Place one wave's requests.
+
+    Parameters
+    ----------
+    counts : int array, shape (C,)
+    left : int array, shape (G,)
+        Bytes that the experts leave.
+
+    Returns
+    -------
+    int array, shape (C, G), or None
+        None if they do not fit this way.
+    """
+    if (left < 0).any():
+        return None
+    return _place(counts, left, memory.kv, level=True)
+
+
+def _place(counts: IntArray, left: IntArray, kv: IntArray, *, level: bool) -> IntArray | None:
+    z = np.zeros((len(counts), len(left)), dtype=np.int64)
+    room, used = left.copy(), np.zeros(len(left), dtype=np.int64)
+    for c in np.argsort(-kv, kind="stable").tolist():
+        for _ in range(int(counts[c])):
+            # Level caches shorten attention; the most room left fails last.
+            g = int(np.where(room >= kv[c], used, np.iinfo(np.int64).max).argmin())
+            if not level:
+                g = int(room.argmax())
+            if room[g] < kv[c]:
+                return _place(counts, left, kv, level=False) if level else None
+            z[c, g] += 1
+            room[g] -= kv[c]
+            used[g] += kv[c]
+    _level(z, room, used, kv)
+    return z
+
+
+def _level(z: IntArray, room: IntArray, used: IntArray, kv: IntArray) -> None:
+    """Exchange requests of the GPU with the largest cache for smaller ones, or none; in place."""
+    classes = len(kv)
+    smaller = np.append(kv, 0)  # the last one: nothing comes back
+    change = kv[:, None] - smaller[None, :]
+    for _ in range(_EXCHANGES):
+        g = int(used.argmax())
+        best, at = int(used[g]), (-1, -1, -1)
+        for h in np.flatnonzero(used < used[g]).tolist():
+            allowed = (z[:, g] > 0)[:, None] & np.append(z[:, h] > 0, True)[None, :]
+            allowed &= (change > 0) & (change <= room[h])
+            after = np.maximum(used[g] - change, used[h] + change)
+            after = np.where(allowed, after, np.iinfo(np.int64).max)
+            c, d = divmod(int(after.argmin()), classes + 1)
+            if after[c, d] < best:
+                best, at = int(after[c, d]), (h, c, d)
+        h, c, d = at
+        if h < 0:
+            return
+        for gpu, sign in ((g, -1), (h, 1)):
+            z[c, gpu] += sign
+            if d < classes:
+                z[d, gpu] -= sign
+            used[gpu] += sign * change[c, d]
+            room[gpu] -= sign * change[c, d]
