@@ -25,6 +25,7 @@ from moeopt.commands.arguments import (
     require_writable,
     solver_options,
 )
+from moeopt.commands.studying import ResultsOpt, check_study
 from moeopt.errors import InputError
 
 
@@ -98,8 +99,14 @@ def solve(
 
 
 def check(
-    instance: InstanceArg,
+    instance: Annotated[
+        str | None, typer.Argument(metavar="[INSTANCE]", help="A file, or a shipped name.")
+    ] = None,
     solution: Annotated[Path | None, typer.Argument(metavar="[SOLUTION]")] = None,
+    study: Annotated[
+        str | None, typer.Option("--study", help="Check every stored plan of a study instead.")
+    ] = None,
+    results: ResultsOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Validate an instance; check a plan from anywhere and recompute its objective."""
@@ -107,6 +114,11 @@ def check(
     from moeopt.catalog import read_instance
     from moeopt.summary import print_check
 
+    if study is not None:
+        check_study(study, results, as_json)
+        return
+    if instance is None:
+        raise InputError("say which INSTANCE to check, or which --study")
     read = read_instance(instance)
     if solution is None:
         if as_json:

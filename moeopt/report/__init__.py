@@ -1,0 +1,1 @@
+"""Tables, plots and a page of a study's results, for people and for papers."""

@@ -1,0 +1,1 @@
+"""Studies: many cells (instance × problem × formulation × solver × seed), none of them lost."""

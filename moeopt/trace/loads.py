@@ -1,0 +1,128 @@
+"""Load traces: tokens of every expert of every layer, window by window."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from moeopt.errors import InputError
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LoadTrace:
+    """Loads of the experts.
+
+    Attributes
+    ----------
+    load : float array, shape (W, L, E)
+        Tokens of each window (a forward pass, an iteration, or whatever was recorded).
+    layers : tuple of int
+        Number of each layer in the LLM.
+    """
+
+    name: str
+    load: FloatArray
+    layers: tuple[int, ...]
+
+    @property
+    def total(self) -> FloatArray:
+        """Loads summed over the windows, shape (L, E)."""
+        return self.load.sum(axis=0)
+
+    def merged(self, windows: int) -> LoadTrace:
+        """Sum consecutive windows so that about equally many make each of ``windows``."""
+        parts = np.array_split(self.load, min(windows, len(self.load)))
+        return LoadTrace(self.name, np.stack([part.sum(axis=0) for part in parts]), self.layers)
+
+    def to_bytes(self) -> bytes:
+        """An ``.npz`` with ``load`` and ``layers``."""
+        file = io.BytesIO()
+        np.savez_compressed(file, load=self.load, layers=np.array(self.layers, dtype=np.int64))
+        return file.getvalue()
+
+
+def load_trace(name: str, load: npt.ArrayLike, layers: tuple[int, ...] | None = None) -> LoadTrace:
+    """Make a load trace from numbers: [layers][experts] or [windows][layers][experts].
+
+    Layers without any load (dense ones) and windows without any are dropped.
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        array = np.asarray(load, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: loads must be numbers: {error}") from error
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or 0 in array.shape:
+        raise InputError(
+            f"{name}: loads have shape {array.shape}, expected layers × experts, or windows before"
+        )
+    if not np.isfinite(array).all() or (array < 0).any():
+        raise InputError(f"{name}: loads must be finite and not negative")
+    numbers = tuple(range(array.shape[1])) if layers is None else layers
+    if len(numbers) != array.shape[1]:
+        raise InputError(f"{name}: {len(numbers)} layer numbers for {array.shape[1]} layers")
+    used = array.any(axis=(0, 2))
+    array = array[array.any(axis=(1, 2))][:, used]
+    if 0 in array.shape:
+        raise InputError(f"{name}: every load is zero")
+    return LoadTrace(name, array, tuple(numbers[i] for i in np.flatnonzero(used).tolist()))
+
+
+def read_load_trace(path: str | os.PathLike[str]) -> LoadTrace:
+    """Read what :meth:`LoadTrace.to_bytes` wrote.
+
+    Raises
+    ------
+    InputError
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if "load" not in archive:
+                raise InputError(f"{path}: no load trace: there is no array 'load' in it")
+            layers = tuple(archive["layers"].tolist()) if "layers" in archive else None
+            return load_trace(path.stem, archive["load"], layers)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+
+
+def logical(physical: npt.ArrayLike, experts_of_slots: npt.ArrayLike, experts: int) -> FloatArray:
+    """Loads of experts from loads of physical slots.
+
+    Parameters
+    ----------
+    physical : float array, shape (L, P)
+    experts_of_slots : int array, shape (L, P)
+        -1 where a slot is empty.
+    experts : int
+
+    Returns
+    -------
+    float array, shape (L, E)
+
+    Raises
+    ------
+    InputError
+        Shapes that differ, or an expert that does not exist.
+    """
+    loads, slots = np.asarray(physical, dtype=np.float64), np.asarray(experts_of_slots)
+    if loads.shape != slots.shape or loads.ndim != 2:
+        raise InputError(f"loads of shape {loads.shape} for a map of shape {slots.shape}")
+    if slots.max(initial=-1) >= experts:
+        raise InputError(f"the map names expert {slots.max()} of {experts}")
+    found = np.zeros((len(loads), experts))
+    for l, (row, names) in enumerate(zip(loads, slots, strict=True)):
+        np.add.at(found[l], names[names >= 0], row[names >= 0])
+    return found

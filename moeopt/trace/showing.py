@@ -1,0 +1,133 @@
+"""A trace for people: what it is, how uneven, as a description and as a plot."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+from moeopt.errors import InputError
+from moeopt.make.traces_shipped import ARRIVALS, ROUTING, read_arrivals, read_trace
+from moeopt.report.plot_style import COLOURS, HEAT, in_style, new_axes
+from moeopt.trace.loads import read_load_trace
+from moeopt.trace.skew import Skew, skew_of_choices, skew_of_loads
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def kind_of(name_or_path: str | os.PathLike[str]) -> str | None:
+    """Return ``loads``, ``choices`` or ``arrivals``; None if it is no trace at all."""
+    text = os.fspath(name_or_path)
+    if text in ROUTING:
+        return "choices"
+    if text in ARRIVALS:
+        return "arrivals"
+    if not text.endswith(".npz"):
+        return None
+    try:
+        with np.load(text, allow_pickle=False) as archive:
+            names = set(archive.files)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{text}: cannot be read: {error}") from error
+    for key, kind in (("arrival_ms", "arrivals"), ("offsets", "choices"), ("load", "loads")):
+        if key in names:
+            return kind
+    raise InputError(f"{text}: no trace: it has neither load, nor offsets, nor arrival_ms")
+
+
+def describe_trace(name_or_path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """Describe a trace: section title to {label: value}.
+
+    Raises
+    ------
+    InputError
+    """
+    kind = kind_of(name_or_path)
+    if kind == "arrivals":
+        arrivals = read_arrivals(name_or_path)
+        count, seconds = len(arrivals.arrival_s), float(arrivals.arrival_s[-1])
+        return {
+            "trace": {"name": arrivals.name, "requests": f"{count:,}"},
+            "requests": {
+                "time": f"{seconds:,.0f} s, {count / max(seconds, 1e-9):.2f} a second",
+                "prompt tokens": _spread(arrivals.prompt_tokens),
+                "output tokens": _spread(arrivals.output_tokens),
+            },
+        }
+    load, skew, section = _measured(name_or_path)
+    mean = load / load.mean(axis=1, keepdims=True)
+    skews = {
+        "largest / mean load of a layer": f"median {np.median(skew.peak):.2f}, "
+        f"largest {skew.peak.max():.2f}",
+        "experts below a tenth of the mean": f"{(mean < 0.1).mean():.1%}",
+        "drift between the halves": f"median {np.median(skew.drift):.1%}, "
+        f"largest {skew.drift.max():.1%} of the load moves",
+    }
+    if skew.affinity is not None and skew.sets is not None:
+        skews["most frequent pair / chance"] = f"median {np.median(skew.affinity):.2f}"
+        skews |= {
+            f"sets that cover {share:.0%}": f"median {np.median(counts):,.0f} a layer"
+            for share, counts in skew.sets.items()
+        }
+    return {"trace": section, "skew": skews}
+
+
+@in_style
+def plot_skew(name_or_path: str | os.PathLike[str]) -> Figure:
+    """Draw the loads of a trace: a heat map of layers × experts, sorted, and the curves.
+
+    Raises
+    ------
+    InputError
+        A trace of arrivals, which has no loads.
+    """
+    if kind_of(name_or_path) == "arrivals":
+        raise InputError(f"{name_or_path}: a trace of arrivals has no loads to draw")
+    load, skew, _ = _measured(name_or_path)
+    share = np.sort(load / load.mean(axis=1, keepdims=True), axis=1)[:, ::-1]
+    figure, (heat, peak, drift) = new_axes(7.0, 2.8, 1, 3)
+    image = heat.imshow(share, cmap=HEAT, aspect="auto", interpolation="nearest", vmin=0)
+    heat.grid(False)
+    heat.set(xlabel="experts, heaviest first", ylabel="layer", title="load / mean load")
+    figure.colorbar(image, ax=heat, shrink=0.9)
+    layers = np.arange(len(load))
+    for axes, values, colour, title in (
+        (peak, skew.peak, COLOURS[0], "largest / mean load"),
+        (drift, skew.drift * 100, COLOURS[1], "drift between the halves, %"),
+    ):
+        axes.barh(layers, values, color=colour, height=0.8)
+        axes.set_ylim(heat.get_ylim())
+        axes.tick_params(labelleft=False, left=False)
+        axes.set_title(title)
+    peak.axvline(1.0, color="black", linewidth=0.6)
+    return figure
+
+
+def _measured(name_or_path: str | os.PathLike[str]) -> tuple[FloatArray, Skew, dict[str, Any]]:
+    """Total loads (L, E), skew, and what the trace is."""
+    if kind_of(name_or_path) == "choices":
+        trace = read_trace(name_or_path)
+        section = {
+            "name": trace.name,
+            "layers × experts, top-k": f"{trace.layers} × {trace.experts}, top-{trace.top_k}",
+            "tokens": f"{len(trace.ids):,} of {len(trace.lengths):,} requests",
+        }
+        return trace.usage(), skew_of_choices(trace.ids, trace.experts), section
+    loads = read_load_trace(Path(name_or_path))
+    windows, layers, experts = loads.load.shape
+    section = {
+        "name": loads.name,
+        "layers × experts": f"{layers} × {experts}",
+        "windows": f"{windows:,}",
+        "tokens a layer": f"{loads.total.sum(axis=1).mean():,.0f}",
+    }
+    return loads.total, skew_of_loads(loads.load), section
+
+
+def _spread(values: npt.NDArray[np.int64]) -> str:
+    median, p99 = np.percentile(values, [50, 99])
+    return f"median {median:,.0f}, p99 {p99:,.0f}, largest {values.max():,}"
