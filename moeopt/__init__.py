@@ -20,10 +20,12 @@ __all__ = [
     "SolverError",
     "check",
     "read_instance",
+    "rebalance_experts",
     "solve",
 ]
 
 if TYPE_CHECKING:
+    from moeopt.balance import rebalance_experts
     from moeopt.catalog import read_instance
     from moeopt.checker import CheckReport
     from moeopt.errors import InputError, MoeoptError, SolverError
@@ -38,6 +40,7 @@ _HOME = {
     "Solution": "moeopt.solution",
     "SolverError": "moeopt.errors",
     "read_instance": "moeopt.catalog",
+    "rebalance_experts": "moeopt.balance",
     "solve": "moeopt.solving",
 }
 

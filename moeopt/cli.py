@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from moeopt import __version__
-from moeopt.commands import bounding, listing, making, serving, solving
+from moeopt.commands import (
+    balancing,
+    bounding,
+    calibrating,
+    listing,
+    reporting,
+    serving,
+    simulating,
+    solving,
+    studying,
+    tracing,
+)
 from moeopt.errors import MoeoptError
 
 app = typer.Typer(
@@ -28,6 +39,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bound": bounding.bound,
     "compare": bounding.compare,
     "mps": bounding.mps,
+    "batch": studying.batch,
+    "balance": balancing.balance,
+    "simulate": simulating.simulate,
+    "calibrate": calibrating.calibrate,
+    "table": reporting.table,
+    "plot": reporting.plot,
+    "report": reporting.report,
+    "export-records": studying.export_records,
     "export": serving.export,
     "import": serving.import_,
     "list": listing.list_,
@@ -36,7 +55,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 #: Groups of commands: help, and the commands.
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-    "instance": ("Make instance files.", {"make": making.instance_make}),
+    "instance": ("Make instance files.", {"make": calibrating.instance_make}),
+    "trace": (
+        "Traces of serving systems.",
+        {"import": tracing.trace_import, "show": tracing.trace_show},
+    ),
 }
 
 for name, command in COMMANDS.items():

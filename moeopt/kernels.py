@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from moeopt.balance import balance_data, solve_balance
 from moeopt.bounds import joint_bound
 from moeopt.heuristics import joint, placement, replication
 from moeopt.methods import methods_for
@@ -42,6 +43,9 @@ def compile_all() -> float:
             data = _joint(form, uniform=uniform)
             joint_bound(data, time_limit_s=_LIMIT_S)
             joint.plan(data, time_limit_s=_LIMIT_S)
+    for slots, rule in ((2, "even"), (3, "even"), (3, "optimal")):
+        loads = np.arange(1.0, 9.0)
+        solve_balance(balance_data(loads, gpus=4, replicas=4 * slots, rule=rule))
     return time.monotonic() - begin
 
 

@@ -374,6 +374,7 @@ def test_trace_commands(tmp_path):
     assert shown.returncode == 0, shown.stderr
     assert "largest 2.25" in shown.stdout
     assert (tmp_path / "t.svg").read_text().startswith("<?xml")
+    assert moeopt("show", out).stdout == shown.stdout
     assert "sglang-tokens" in moeopt("trace", "import").stdout
     wrong = moeopt("trace", "import", tmp_path / "m.csv", "--from", "sglan", "-o", out, "--force")
     assert (wrong.returncode, "no importer 'sglan'" in wrong.stderr) == (2, True)

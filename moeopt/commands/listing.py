@@ -29,12 +29,19 @@ def list_(
 
 
 def show(instance: InstanceArg, as_json: JsonOpt = False) -> None:
-    """Show an instance: sizes, memory, routing skew, requests, and what can be solved."""
+    """Show an instance: sizes, memory, routing skew, requests, and what can be solved.
+
+    A trace (a .npz, or a shipped one) is shown as `trace show` does.
+    """
     from moeopt.catalog import read_instance
     from moeopt.listing import describe_instance
     from moeopt.summary import print_description
+    from moeopt.trace.showing import describe_trace, kind_of
 
-    description = describe_instance(read_instance(instance))
+    if kind_of(instance) is None:
+        description = describe_instance(read_instance(instance))
+    else:
+        description = describe_trace(instance)
     if as_json:
         print(json.dumps(description, allow_nan=False))
     else:

@@ -1,0 +1,123 @@
+"""``balance``: replicas of experts on GPUs from a load matrix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from moeopt.balance import BalanceOutcome
+
+
+def balance(
+    loads: Annotated[
+        Path, typer.Argument(help="Tokens of each expert: .npy (windows ×) layers × experts, .csv.")
+    ],
+    gpus: Annotated[int, typer.Option("--gpus", help="Number of GPUs.")],
+    slots: Annotated[
+        int, typer.Option("--slots", help="Slots of a layer: experts and extra replicas.")
+    ],
+    nodes: Annotated[int, typer.Option("--nodes", help="Nodes of equally many GPUs.")] = 1,
+    groups: Annotated[
+        int, typer.Option("--groups", help="Groups of experts, each kept on one node.")
+    ] = 1,
+    rule: Annotated[
+        str, typer.Option("--rule", help="Split of an expert's tokens: even or optimal.")
+    ] = "even",
+    previous: Annotated[
+        Path | None, typer.Option("--previous", help="Plan in use: .npy or .json.")
+    ] = None,
+    max_moves: Annotated[
+        int | None, typer.Option("--max-moves", help="Copies that may move, over all layers.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the search.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the plan: .npy or .json.")
+    ] = None,
+) -> None:
+    """Balance the load of GPUs with replicated experts; every layer with a proved bound."""
+    from moeopt.balance import Effort, balance_data, solve_balance
+    from moeopt.errors import InputError
+    from moeopt.summary import print_rows
+
+    if output is not None and output.suffix not in (".npy", ".json"):
+        raise InputError(f"{output}: a plan is written as .npy or .json")
+    data = balance_data(
+        _read(loads),
+        gpus=gpus,
+        replicas=slots,
+        nodes=nodes,
+        groups=groups,
+        rule=rule,
+        previous=None if previous is None else _read_plan(previous),
+        most_moves=max_moves,
+    )
+    outcome = solve_balance(data, Effort(seed=seed))
+    print_rows([_row(outcome, l) for l in range(data.layers)])
+    print(f"balancedness {outcome.report.balancedness.mean():.6f}, ", end="")
+    print(f"largest certified gap {outcome.gap.max():.4%}", end="")
+    print("" if outcome.report.moves is None else f", {outcome.report.moves} copies moved")
+    if output is not None:
+        _write_plan(output, outcome.plan)
+
+
+def _row(outcome: BalanceOutcome, l: int) -> dict[str, Any]:
+    from moeopt.rounding_text import lower_text, upper_text
+
+    return {
+        "layer": l,
+        "largest load": upper_text(float(outcome.report.per_layer[l])),
+        "lower bound": lower_text(outcome.bounds[l].value),
+        "proof": outcome.bounds[l].method,
+        "balancedness": f"{outcome.report.balancedness[:, l].mean():.6f}",
+    }
+
+
+def _read(path: Path) -> np.ndarray:
+    """Read an array of numbers."""
+    import numpy as np
+
+    from moeopt.errors import InputError
+
+    if path.suffix not in (".npy", ".csv"):
+        raise InputError(f"{path}: loads are read from .npy or .csv")
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+        else:
+            array = np.loadtxt(path, delimiter=",", ndmin=2)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{path}: numbers are needed, not {array.dtype}")
+    return np.asarray(array)
+
+
+def _read_plan(path: Path) -> np.ndarray:
+    """Read the expert of every slot, layers × slots."""
+    import numpy as np
+
+    from moeopt.errors import InputError
+
+    if path.suffix != ".json":
+        return _read(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return np.array(document["physical_to_logical_map"], dtype=np.int64)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        line = f"{path}: a list of layers under physical_to_logical_map is needed ({error})"
+        raise InputError(line) from error
+
+
+def _write_plan(path: Path, plan: np.ndarray) -> None:
+    import numpy as np
+
+    if path.suffix == ".npy":
+        np.save(path, plan)
+    else:
+        path.write_text(json.dumps({"physical_to_logical_map": plan.tolist()}), encoding="utf-8")
