@@ -3,9 +3,9 @@
     python benchmarks/large_groups.py                        # both families, all layers
     python benchmarks/large_groups.py --only gpt-oss --layers 0,10 --seconds 60
 
-For each layer: contiguous placement, annealed plan, bounds after some CPU seconds, gap. Seconds are
-CPU time of this process with one BLAS thread. Results are written line by line, so that a run that
-is cut short leaves its table behind.
+For each layer: contiguous and greedy placement, annealed plan, bounds after some CPU seconds, gap.
+Seconds are CPU time of this process with one BLAS thread. Each line is written when it is there and
+replaces that of the same layer. Upper bounds and gaps are rounded up, lower bounds down.
 """
 
 from __future__ import annotations
@@ -16,134 +16,160 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
 import csv
+import itertools
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from moeopt.catalog import read_instance
 from moeopt.heuristics.anneal import Search, exact_value
+from moeopt.heuristics.greedy import greedy
 from moeopt.heuristics.neighbourhood import improve
 from moeopt.prepare import prepare
 from moeopt.problem import ProblemData
 from moeopt.proofs.psd import psd_bound, verify
+from moeopt.proving import one_layer
+from moeopt.rounding_text import exact_gap, lower_text, percent_text, upper_text
 
 FAMILIES = {"gpt-oss": "gpt-oss-20b_4gpu", "deepseek": "deepseek-v2-lite_8gpu"}
-RESULTS = Path(__file__).parent / "results"
-#: CPU seconds after which the bound is noted, as shares of the whole.
-MARKS = (0.25, 0.5, 1.0)
+RESULTS = Path(__file__).parent / "results" / "large_groups.csv"
+COLUMNS = (
+    "instance", "layer", "contiguous", "greedy", "upper", "lower_at_half", "lower", "gap_percent",
+    "excess_gap_percent", "below_contiguous_percent", "below_greedy_percent", "anneal_cpu_s",
+    "bound_cpu_s",
+)  # fmt: skip
 #: First and last temperature of the annealing, as shares of the mean change of a move.
 HOT, COLD = 0.08, 0.008
 
 
-def best_plan(data: ProblemData, layer: int, steps: int) -> tuple[float, float]:
-    """Values of the contiguous plan and of one that is cooled slowly, then improved."""
-    assert data.slots is not None
-    scenarios = data.scenarios[layer]
-    hosts = np.arange(data.experts)[:, None] // data.slots == np.arange(data.gpus)
+def best_plan(layer: ProblemData, start: np.ndarray, seed: int, steps: int) -> float:
+    """Value of a plan that is cooled slowly, then improved; never worse than the start."""
+    assert layer.slots is not None
     search = Search(
-        [scenarios],
-        data.experts,
-        data.gpus,
-        data.slots,
-        np.full(data.gpus, data.slots),
+        [layer.scenarios[0]],
+        layer.experts,
+        layer.gpus,
+        layer.slots,
+        np.full(layer.gpus, layer.slots),
         replicas=False,
-        seed=layer,
+        seed=seed,
     )
-    search.load(hosts[None])
+    search.load(start[None])
     scale = search.scale()
     search.cool(steps, HOT * scale, COLD * scale)
     search.descend()
     improve(search)
-    return exact_value(scenarios, hosts), exact_value(scenarios, search.hosts()[0])
+    values = [exact_value(layer.scenarios[0], hosts) for hosts in (start, search.hosts()[0])]
+    return min(values)
 
 
-def bound_of(data: ProblemData, layer: int, upper: float, seconds: float) -> dict[str, float]:
-    """Bounds after shares of the CPU time, and the certificate's own value."""
-    assert data.slots is not None
-    scenarios = data.scenarios[layer]
+def bounds_of(layer: ProblemData, upper: float, seconds: float) -> tuple[float, float]:
+    """Bounds after half of the CPU time and at its end; the certificate is evaluated again."""
+    assert layer.slots is not None
     begin = time.process_time()
-    marks = dict.fromkeys((f"bound_{share * seconds:g}s" for share in MARKS), 1.0)
-
-    def spent() -> float:
-        return time.process_time() - begin
+    half = 1.0
 
     def note(value: float) -> None:
-        for share in MARKS:
-            if spent() <= share * seconds:
-                marks[f"bound_{share * seconds:g}s"] = value
+        nonlocal half
+        if time.process_time() - begin <= seconds / 2:
+            half = value
 
+    shape = layer.experts, layer.gpus, layer.slots
     bound = psd_bound(
-        scenarios,
-        data.experts,
-        data.gpus,
-        data.slots,
+        layer.scenarios[0],
+        *shape,
         upper=upper,
         time_limit_s=1e9,
-        stop=lambda: spent() > seconds,
+        stop=lambda: time.process_time() - begin > seconds,
         on_bound=note,
     )
-    cpu = spent()
     if bound.certificate is not None:
-        again = verify(bound.certificate, scenarios, data.experts, data.gpus, data.slots)
+        again = verify(bound.certificate, layer.scenarios[0], *shape)
         if again != bound.value:
-            raise AssertionError(f"layer {layer}: {bound.value} is verified as {again}")
-    return {**marks, "lower": bound.value, "steps": bound.steps, "cpu_s": round(cpu, 1)}
+            raise SystemExit(f"layer {layer.layer_numbers}: {bound.value} is verified as {again}")
+    return half, bound.value
 
 
-def write_markdown(path: Path) -> None:
-    """The CSV file as a table of the same name."""
-    with path.open(newline="") as file:
-        head, *rows = csv.reader(file)
-    lines = [head, ["---"] * len(head), *rows]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+def row(data: ProblemData, l: int, steps: int, seconds: float) -> dict[str, str]:
+    layer = one_layer(data, l)
+    assert layer.slots is not None
+    contiguous = np.arange(data.experts)[:, None] // layer.slots == np.arange(data.gpus)
+    published = greedy(layer)
+    if published is None:
+        raise SystemExit(f"{data.name}, layer {l}: the greedy found no room")
+    simple = [exact_value(layer.scenarios[0], hosts) for hosts in (contiguous, published[0])]
+    clocks = [time.process_time()]
+    upper = best_plan(layer, published[0], l, steps)
+    clocks.append(time.process_time())
+    half, lower = bounds_of(layer, upper, seconds)
+    clocks.append(time.process_time())
+    if lower > upper:
+        raise SystemExit(f"{data.name}, layer {l}: lower {lower!r} > upper {upper!r}")
+    gap = exact_gap(upper, lower)
+    texts = [
+        data.name,
+        str(data.layer_numbers[l]),
+        *(upper_text(value, 7) for value in (*simple, upper)),
+        *(lower_text(value, 7) for value in (half, lower)),
+        percent_text(gap),
+        percent_text(gap * Fraction(upper) / Fraction(upper - 1.0)),
+        *(f"{100 * (1 - upper / value):.2f}" for value in simple),
+        *(f"{after - before:.0f}" for before, after in itertools.pairwise(clocks)),
+    ]
+    return dict(zip(COLUMNS, texts, strict=True))
+
+
+def write(line: dict[str, str]) -> None:
+    """Put a line into the table, in the order of families and layers."""
+    rows = []
+    if RESULTS.exists():
+        with RESULTS.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    key = ("instance", "layer")
+    rows = [old for old in rows if any(old[name] != line[name] for name in key)]
+    order = list(FAMILIES.values())
+    rows = sorted([*rows, line], key=lambda r: (order.index(r["instance"]), int(r["layer"])))
+    with RESULTS.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = [
+        "# `placement` with many experts on a GPU",
+        "",
+        "gpt-oss-20b: 32 experts, top-4, 4 GPUs; DeepSeek-V2-Lite: 64 experts, top-6, 8 GPUs. "
+        "Written by `benchmarks/large_groups.py`. Gap: (upper − lower)/upper; excess gap: the same "
+        "of upper − 1. CPU seconds of one thread.",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + " --- |" * len(COLUMNS),
+        *("| " + " | ".join(r[name] for name in COLUMNS) + " |" for r in rows),
+    ]
+    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", choices=sorted(FAMILIES))
     parser.add_argument("--layers", help="numbers from 0, separated by commas; default all")
-    parser.add_argument("--seconds", type=float, default=60.0, help="CPU seconds of each bound")
-    parser.add_argument(
-        "--anneal-steps", type=int, default=8_000_000, help="proposals, about 25 us each"
-    )
-    parser.add_argument("--name", default="large_groups", help="of the result file")
+    parser.add_argument("--seconds", type=float, default=120.0, help="CPU seconds of each bound")
+    parser.add_argument("--anneal-steps", type=int, default=8_000_000, help="about 25 us each")
     arguments = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{arguments.name}.csv"
     # Compiled once, so that no layer pays for it.
     warm = prepare(read_instance("gpt-oss-20b_l10_4gpu"), "placement")
     psd_bound(warm.scenarios[0], 32, 4, 8, steps=1)
-    with path.open("w", newline="") as file:
-        writer = None
-        for family, name in FAMILIES.items():
-            if arguments.only not in (None, family):
-                continue
-            data = prepare(read_instance(name), "placement")
-            chosen = range(data.layers)
-            if arguments.layers:
-                chosen = [int(n) for n in arguments.layers.split(",")]  # type: ignore[assignment]
-            for layer in chosen:
-                contiguous, upper = best_plan(data, layer, arguments.anneal_steps)
-                bounds = bound_of(data, layer, upper, arguments.seconds)
-                row = {
-                    "instance": name,
-                    "layer": layer,
-                    "contiguous": contiguous,
-                    "upper": upper,
-                    **bounds,
-                    "gap_percent": 100 * (upper - bounds["lower"]) / upper,
-                    "gap_excess_percent": 100 * (upper - bounds["lower"]) / (upper - 1.0),
-                }
-                shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-                if writer is None:
-                    writer = csv.DictWriter(file, fieldnames=list(row))
-                    writer.writeheader()
-                writer.writerow(shown)
-                file.flush()
-                write_markdown(path)
-                print(*shown.values(), flush=True)
+    for family, name in FAMILIES.items():
+        if arguments.only not in (None, family):
+            continue
+        data = prepare(read_instance(name), "placement")
+        chosen = list(range(data.layers))
+        if arguments.layers:
+            chosen = [int(number) for number in arguments.layers.split(",")]
+        for l in chosen:
+            line = row(data, l, arguments.anneal_steps, arguments.seconds)
+            write(line)
+            print(*line.values(), flush=True)
 
 
 if __name__ == "__main__":

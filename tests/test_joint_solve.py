@@ -10,7 +10,8 @@ from make_data import random_data
 
 from moeopt.catalog import read_instance
 from moeopt.choosing import choose
-from moeopt.instance import Instance, JointOptions
+from moeopt.instance import Instance
+from moeopt.instance_parts import JointOptions
 from moeopt.solving import solve
 
 
