@@ -10,10 +10,10 @@ lines. A case ends after ``--time-limit`` times ``--threads`` processor seconds,
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from dataclasses import replace
-from pathlib import Path
+
+from result_table import Row, replace_row
 
 from moeopt.catalog import read_instance
 from moeopt.heuristics.anneal import anneal_layer, exact_value
@@ -22,13 +22,18 @@ from moeopt.heuristics.greedy import contiguous, greedy
 from moeopt.prepare import prepare
 from moeopt.proofs.pair_search import pair_search
 
-RESULTS = Path(__file__).parent / "results"
+TEXT = (
+    "# `replication` at the size of DBRX",
+    "",
+    "16 experts, top-4, 4 GPUs; written by `benchmarks/dbrx_replication.py`. Gap: (upper − "
+    "lower)/upper; excess: the same of E[T] − 1. Contiguous: no replicas. A case may take 600 "
+    "processor seconds (300 s on 2 cores).",
+)
 COLUMNS = (
     "seed", "slots", "contiguous", "greedy", "upper", "lower", "gap", "gap_excess",
     "below_contiguous", "below_greedy", "method", "optimal", "rung", "nodes", "cpu_s",
     "heuristic_cpu_s",
 )  # fmt: skip
-Row = dict[str, str]
 
 
 def solve(seed: int, slots: int, time_limit_s: float, threads: int) -> Row:
@@ -91,31 +96,11 @@ def main() -> None:
         for slots in chosen.slots:
             row = solve(seed, slots, chosen.time_limit, chosen.threads)
             print(", ".join(f"{name} {row[name]}" for name in COLUMNS), flush=True)
-            write(row)
+            replace_row("dbrx_replication", row, key, TEXT)
 
 
-def write(row: Row) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "dbrx_replication.csv"
-    rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
-    rows = [r for r in rows if (r["seed"], r["slots"]) != (row["seed"], row["slots"])]
-    rows = sorted([*rows, row], key=lambda r: (int(r["seed"]), int(r["slots"])))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    lines = [
-        "# `replication` at the size of DBRX",
-        "",
-        "16 experts, top-4, 4 GPUs; written by `benchmarks/dbrx_replication.py`. Gap: (upper − "
-        "lower)/upper; excess: the same of E[T] − 1. Contiguous: no replicas. A case may take 600 "
-        "processor seconds (300 s on 2 cores).",
-        "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + " --- |" * len(COLUMNS),
-        *("| " + " | ".join(r[name] for name in COLUMNS) + " |" for r in rows),
-    ]
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def key(row: Row) -> tuple[int, int]:
+    return int(row["seed"]), int(row["slots"])
 
 
 if __name__ == "__main__":

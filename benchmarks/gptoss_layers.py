@@ -9,14 +9,13 @@ Writes benchmarks/results/gptoss_layers.csv and .md; rows that are not run again
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result_table import replace_row
 
 from moeopt.catalog import read_instance
 from moeopt.heuristics.anneal import anneal_layer, exact_value
@@ -26,7 +25,14 @@ from moeopt.problem import ProblemData
 from moeopt.proofs.columns import column_bound, verify
 from moeopt.proving import one_layer
 
-RESULTS = Path(__file__).resolve().parent / "results"
+TEXT = (
+    "# gpt-oss-20b, 32 experts on 8 GPUs, every layer",
+    "",
+    "Expert-time units; gap = (upper − lower)/upper, excess gap = (upper − lower)/(upper − 1).",
+    "`closed`: the single-copy relaxation is solved (placement: the plan is optimal).",
+    "`below_…`: by how much the plan is better than contiguous, and than greedy.",
+    "CPU seconds of one thread. Written by `benchmarks/gptoss_layers.py`.",
+)
 CASES = [("placement", 4), ("replication", 5), ("replication", 6)]
 #: Proposals of the annealing, and CPU seconds of the bound.
 ITERATIONS = {"placement": 300_000, "replication": 480_000}
@@ -120,37 +126,6 @@ def down(value: float, digits: int = 6) -> float:
     return math.floor(value * 10**digits) / 10**digits
 
 
-def written() -> list[dict[str, Any]]:
-    """Rows of the last run."""
-    path = RESULTS / "gptoss_layers.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        return list(reader) if reader.fieldnames == HEADER else []
-
-
-def write(rows: list[dict[str, Any]]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / "gptoss_layers.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, HEADER, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    lines = [
-        "# gpt-oss-20b, 32 experts on 8 GPUs, every layer",
-        "",
-        "Expert-time units; gap = (upper − lower)/upper, excess gap = (upper − lower)/(upper − 1).",
-        "`closed`: the single-copy relaxation is solved (placement: the plan is optimal).",
-        "`below_…`: by how much the plan is better than contiguous, and than greedy.",
-        "CPU seconds of one thread. Written by `benchmarks/gptoss_layers.py`.",
-        "",
-        "| " + " | ".join(HEADER) + " |",
-        "|" + " --- |" * len(HEADER),
-    ]
-    lines += ["| " + " | ".join(str(line[key]) for key in HEADER) + " |" for line in rows]
-    (RESULTS / "gptoss_layers.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--layers", type=int, nargs="*", help="default: all")
@@ -164,8 +139,7 @@ def main() -> None:
         for l in chosen.layers or range(data.layers):
             found = row(data, l)
             print(*found.values(), flush=True)
-            rows = {key(line): line for line in [*written(), found]}
-            write([rows[k] for k in sorted(rows)])
+            replace_row("gptoss_layers", found, key, TEXT)
 
 
 def key(line: dict[str, Any]) -> tuple[str, int, int]:

@@ -19,8 +19,7 @@ import time
 from pathlib import Path
 
 from moeopt import read_instance, solve
-from moeopt.instance import Instance
-from moeopt.instance_parts import JointOptions
+from moeopt.instance import Instance, JointOptions
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = (

@@ -15,13 +15,12 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
-import csv
 import itertools
 import time
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
+from result_table import replace_row
 
 from moeopt.catalog import read_instance
 from moeopt.heuristics.anneal import Search, exact_value
@@ -34,7 +33,13 @@ from moeopt.proving import one_layer
 from moeopt.rounding_text import exact_gap, lower_text, percent_text, upper_text
 
 FAMILIES = {"gpt-oss": "gpt-oss-20b_4gpu", "deepseek": "deepseek-v2-lite_8gpu"}
-RESULTS = Path(__file__).parent / "results" / "large_groups.csv"
+TEXT = (
+    "# `placement` with many experts on a GPU",
+    "",
+    "gpt-oss-20b: 32 experts, top-4, 4 GPUs; DeepSeek-V2-Lite: 64 experts, top-6, 8 GPUs. "
+    "Written by `benchmarks/large_groups.py`. Gap: (upper − lower)/upper; excess gap: the same "
+    "of upper − 1. CPU seconds of one thread.",
+)
 COLUMNS = (
     "instance", "layer", "contiguous", "greedy", "upper", "lower_at_half", "lower", "gap_percent",
     "excess_gap_percent", "below_contiguous_percent", "below_greedy_percent", "anneal_cpu_s",
@@ -121,32 +126,8 @@ def row(data: ProblemData, l: int, steps: int, seconds: float) -> dict[str, str]
     return dict(zip(COLUMNS, texts, strict=True))
 
 
-def write(line: dict[str, str]) -> None:
-    """Put a line into the table, in the order of families and layers."""
-    rows = []
-    if RESULTS.exists():
-        with RESULTS.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    key = ("instance", "layer")
-    rows = [old for old in rows if any(old[name] != line[name] for name in key)]
-    order = list(FAMILIES.values())
-    rows = sorted([*rows, line], key=lambda r: (order.index(r["instance"]), int(r["layer"])))
-    with RESULTS.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    lines = [
-        "# `placement` with many experts on a GPU",
-        "",
-        "gpt-oss-20b: 32 experts, top-4, 4 GPUs; DeepSeek-V2-Lite: 64 experts, top-6, 8 GPUs. "
-        "Written by `benchmarks/large_groups.py`. Gap: (upper − lower)/upper; excess gap: the same "
-        "of upper − 1. CPU seconds of one thread.",
-        "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + " --- |" * len(COLUMNS),
-        *("| " + " | ".join(r[name] for name in COLUMNS) + " |" for r in rows),
-    ]
-    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def key(line: dict[str, str]) -> tuple[int, int]:
+    return list(FAMILIES.values()).index(line["instance"]), int(line["layer"])
 
 
 def main() -> None:
@@ -168,7 +149,7 @@ def main() -> None:
             chosen = [int(number) for number in arguments.layers.split(",")]
         for l in chosen:
             line = row(data, l, arguments.anneal_steps, arguments.seconds)
-            write(line)
+            replace_row("large_groups", line, key, TEXT)
             print(*line.values(), flush=True)
 
 
