@@ -20,7 +20,8 @@ import numpy as np
 from moeopt.catalog import read_instance
 from moeopt.checker import check_solution
 from moeopt.heuristics import greedy
-from moeopt.heuristics.anneal import Search, anneal
+from moeopt.heuristics.anneal import anneal
+from moeopt.heuristics.anneal_search import Search
 from moeopt.heuristics.capacity import room, slots, spread
 from moeopt.heuristics.placement import place
 from moeopt.heuristics.replication import replicate

@@ -23,7 +23,8 @@ import numpy as np
 from result_table import replace_row
 
 from moeopt.catalog import read_instance
-from moeopt.heuristics.anneal import Search, exact_value
+from moeopt.heuristics.anneal import exact_value
+from moeopt.heuristics.anneal_search import Search
 from moeopt.heuristics.greedy import greedy
 from moeopt.heuristics.neighbourhood import improve
 from moeopt.prepare import prepare

@@ -18,7 +18,14 @@ from moeopt.catalog import read_instance
 from moeopt.checker import check_solution
 from moeopt.heuristics import anneal as annealing
 from moeopt.heuristics import anneal_kernels as kernels
-from moeopt.heuristics import anneal_plan, greedy, neighbourhood, scenario_cut
+from moeopt.heuristics import (
+    anneal_plan,
+    anneal_search,
+    anneal_times,
+    greedy,
+    neighbourhood,
+    scenario_cut,
+)
 from moeopt.heuristics.capacity import room, slots, spread
 from moeopt.heuristics.placement import place
 from moeopt.heuristics.replication import replicate
@@ -48,11 +55,11 @@ def instance(seed: int, problem: str, **changes) -> ProblemData:
     return random_data(problem, rng, **(arguments | changes))
 
 
-def search_of(data: ProblemData, seed: int = 0, **changes) -> annealing.Search:
+def search_of(data: ProblemData, seed: int = 0, **changes) -> anneal_search.Search:
     """A search over all layers, loaded with an even spread."""
     arguments = {"replicas": data.problem == "replication", "seed": seed} | changes
     per_layer = min(slots(data), data.experts)
-    search = annealing.Search(
+    search = anneal_search.Search(
         data.scenarios, data.experts, data.gpus, per_layer, room(data), **arguments
     )
     search.load(spread(data))
@@ -192,16 +199,16 @@ def test_matching_and_formula_agree_with_hall(size):
         scratch = np.zeros((3, gpus), dtype=np.int64)
         for row, time_ in zip(masks, expected, strict=True):
             bits = row.astype(np.uint64)
-            assert anneal_plan.match(size, bits, place, scratch) == time_
+            assert anneal_times.match(size, bits, place, scratch) == time_
             assert np.bincount(place).max() == time_
             assert (row >> place & 1).all()
             if size <= 4:
                 padded = np.full(4, 2**64 - 1, dtype=np.uint64)
                 padded[:size] = bits
-                assert anneal_plan.time_of_four(*padded) == time_
+                assert anneal_times.time_of_four(*padded) == time_
 
 
-def moves(search: annealing.Search):
+def moves(search: anneal_search.Search):
     rows, plan = search.rows, search.plan
     cells = range(len(plan.content))
     for c, d in itertools.combinations(cells, 2):

@@ -2,8 +2,8 @@
 
 Random numbers are the kernels' own (xorshift64*): a seed gives the same run everywhere.
 
-numba's cache of this file does not notice changes of ``anneal_plan``: after editing that one,
-touch this one.
+numba's cache of this file does not notice changes of ``anneal_plan`` or ``anneal_times``: after
+editing one of them, touch this one.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moeopt.heuristics import neighbourhood
-from moeopt.heuristics.anneal import Search, exact_value, plan_value, run, shares_memory
+from moeopt.heuristics.anneal import exact_value, plan_value, run, shares_memory
+from moeopt.heuristics.anneal_search import Search
 from moeopt.heuristics.capacity import room, slots
 from moeopt.heuristics.greedy import GPUS_LIMIT, greedy
 from moeopt.problem import IntArray, ProblemData

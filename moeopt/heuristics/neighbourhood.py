@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from moeopt.heuristics.anneal import Search
-from moeopt.heuristics.anneal_plan import bit_count
+from moeopt.heuristics.anneal_search import Search
+from moeopt.heuristics.anneal_times import bit_count
 from moeopt.problem import FloatArray, IntArray
 
 #: Most freed experts whose splits are all evaluated.
