@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moeopt.bounds import Bound, combinatorial_bounds, joint_bound
 from moeopt.catalog import LP_SOLVERS, formulation_names, is_native, load_formulation, read_instance
@@ -19,6 +19,9 @@ from moeopt.problem import PROBLEMS, ProblemData, objective_unit
 from moeopt.proving import one_layer, prove, why_not
 from moeopt.solvers.base import SolveSettings
 from moeopt.solvers.supervise import run_job
+
+if TYPE_CHECKING:
+    from moeopt.balance.data import BalanceData
 
 METHODS = ("combinatorial", "lp", "layers", "all")
 
@@ -106,6 +109,9 @@ def _add_proofs(
     if data.problem == "joint":
         report.bounds.append(joint_bound(data, time_limit_s=time_limit_s)[0])
         return
+    if data.balance is not None:
+        report.bounds.append(_balance_bound(data.balance, time_limit_s))
+        return
     if (reason := why_not(data)) is not None:
         if asked:
             report.missing.append(f"layers: {reason}")
@@ -122,6 +128,15 @@ def _add_proofs(
             continue
         proof = prove(data, [method], hosts=hosts, time_limit_s=left)
         report.bounds.append(Bound(method.name, proof.value, method.proof, proof.seconds))
+
+
+def _balance_bound(data: BalanceData, time_limit_s: float) -> Bound:
+    """Bound every layer of ``balance``, with the search's plans to say where more is worth it."""
+    from moeopt.balancing import balance_layers
+
+    begin = time.perf_counter()
+    found = balance_layers(data, time_limit_s=time_limit_s)
+    return Bound("balance by layer", found.value, found.source, time.perf_counter() - begin)
 
 
 def _add_relaxation(

@@ -13,6 +13,7 @@ Objectives: ``placement`` and ``replication``: ``Σ_l Σ_ω p_ω T_ω``; ``joint
 steps), ``τ_w = attention_base + attention_per_mib · max_g KV_g + Σ_l T[w, l]``, and
 ``Σ_c usage[c, l, e] n_cw`` real tokens of expert e. A wave without requests takes no time.
 Where every resident replica is charged, only the split of the tokens is left: a flow, exact.
+``balance``: ``Σ_l`` of the mean over windows of the tokens on the fullest GPU.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from moeopt import checker_balance
 from moeopt.checker_dispatch import Violation, read_dispatch
 from moeopt.checker_times import BY_DISPATCH, BoolArray, Cases, JointCases, ScenarioCases, Stated
 from moeopt.errors import InputError
@@ -57,8 +59,8 @@ class CheckReport:
     details : dict
         ``memory`` by GPU (``experts_mib``, ``free_mib``, and ``kv_mib`` of the fullest wave);
         ``layers``: objective of each layer; for ``joint`` ``waves`` (``steps``, ``step_us``,
-        ``attention_us``, ``layer_us``, ``kv_mib``, ``requests``) and ``tokens_per_s``. Plain
-        lists and numbers.
+        ``attention_us``, ``layer_us``, ``kv_mib``, ``requests``) and ``tokens_per_s``; for
+        ``balance`` ``balancedness`` ([windows][layers]) and ``moves``. Plain lists and numbers.
     """
 
     objective: float | None
@@ -103,6 +105,8 @@ class CheckReport:
         if self.details.get("tokens_per_s"):
             rate = f"{self.details['tokens_per_s']:,.0f} tokens/s"
             lines.append(("decoding", f"{rate} (prefill and communication are not counted)"))
+        if "balancedness" in self.details:
+            lines += checker_balance.summary(self.details)
         return lines
 
 
@@ -131,6 +135,8 @@ def check_solution(data: ProblemData, solution: Solution) -> CheckReport:
             f"{data.layers} of {data.experts}"
         )
     violations = [*_check_hosts(data, solution, hosts), *_check_slots(data, hosts)]
+    if data.problem == "balance":
+        return _check_balance(data, solution, hosts, violations)
     z = _requests(data, solution)
     if data.problem == "joint":
         violations += _check_requests(data, z)
@@ -152,6 +158,22 @@ def check_solution(data: ProblemData, solution: Solution) -> CheckReport:
         violations += _check_claim(solution.objective, least, objective)
     evaluated_by = "; ".join(sorted(methods))
     return CheckReport(objective, evaluated_by, exact, violations, details | cases.details(times))
+
+
+def _check_balance(
+    data: ProblemData, solution: Solution, hosts: BoolArray, violations: list[Violation]
+) -> CheckReport:
+    found = checker_balance.check_hosts(data, hosts)
+    memory = _memory(data, hosts, None)
+    violations = [*violations, *found.violations, *_check_memory(data, memory)]
+    if solution.dispatch is not None:
+        text = "dispatch: a plan of balance states none, its rule splits the tokens"
+        violations.append(Violation("dispatch_shape", "dispatch", 1, text))
+    if solution.objective is not None and found.objective is not None:
+        violations += _check_claim(solution.objective, found.objective, found.objective)
+    details = {"memory": {k: v.tolist() for k, v in memory.items()}} | found.details
+    exact = found.evaluated_by == checker_balance.EVEN
+    return CheckReport(found.objective, found.evaluated_by, exact, violations, details)
 
 
 # --- rules of the plan ------------------------------------------------------------------------
@@ -229,7 +251,7 @@ def _check_requests(data: ProblemData, z: IntArray) -> Iterator[Violation]:
             yield Violation("wave_too_long", where, more, text)
 
 
-def _memory(data: ProblemData, hosts: BoolArray, cases: Cases) -> dict[str, FloatArray]:
+def _memory(data: ProblemData, hosts: BoolArray, cases: Cases | None) -> dict[str, FloatArray]:
     """MiB by GPU: of experts, of the fullest wave's KV cache, and free for both."""
     # Multiples of 2**-20 far below 2**33: these sums and products are exact.
     memory = {"experts_mib": hosts.sum(axis=(0, 1)) * data.expert_mib}

@@ -15,11 +15,17 @@ DEFAULTS = {
     "placement": ("placement_cp", "cpsat"),
     "replication": ("replication_cp", "cpsat"),
     "joint": ("joint_work", "highs"),
+    "balance": ("balance_even", "highs"),
 }
+
+#: ... and under the rule ``optimal`` of ``balance``.
+DEFAULT_OPTIMAL = ("balance_optimal", "highs")
 
 #: Larger programs are not worth starting without being asked: building them eats the time limit.
 LARGEST_DEFAULT_NONZEROS = 4_000_000
 
+#: Those of ``balance`` close no gap of the search beyond this size.
+LARGEST_BALANCE_NONZEROS = 50_000
 
 #: Smaller programs of ``placement`` and ``replication`` go to the exact search at once; larger ones
 #: of ``joint`` are left out where there is a single wave.
@@ -62,12 +68,13 @@ def choose(
     InputError
         What was asked for does not exist or does not fit.
     """
-    name = os.fspath(formulation) if formulation is not None else DEFAULTS[data.problem][0]
+    usual = _default(data)
+    name = os.fspath(formulation) if formulation is not None else usual[0]
     module = load_formulation(name)
     if data.problem != module.PROBLEM:
         raise InputError(f"formulation {name} is for {module.PROBLEM}, not for {data.problem}")
     allowed = solver_names(module)
-    chosen = solver or (DEFAULTS[data.problem][1] if formulation is None else allowed[0])
+    chosen = solver or (usual[1] if formulation is None else allowed[0])
     if chosen not in solver_names():
         raise InputError(f"there is no solver {chosen!r}; solvers are {', '.join(solver_names())}")
     if chosen not in allowed:
@@ -77,10 +84,13 @@ def choose(
         if reason is not None:
             raise InputError(f"formulation {name} does not take this instance: {reason}")
         return choice, None
-    if reason is None and choice.nonzeros(data) > LARGEST_DEFAULT_NONZEROS:
+    most = LARGEST_DEFAULT_NONZEROS
+    if data.problem == "balance":
+        most = LARGEST_BALANCE_NONZEROS
+    if reason is None and choice.nonzeros(data) > most:
         reason = (
             f"its {choice.nonzeros(data):,} nonzeros are too many to start unasked "
-            f"(more than {LARGEST_DEFAULT_NONZEROS:,}; ask for it with --formulation)"
+            f"(more than {most:,}; ask for it with --formulation)"
         )
     one_wave = data.problem == "joint" and data.waves == 1
     if reason is None and one_wave and choice.nonzeros(data) > SMALL_NONZEROS:
@@ -88,6 +98,12 @@ def choose(
     return (choice, None) if reason is None else (None, f"{name}: {reason}")
 
 
+def _default(data: ProblemData) -> tuple[str, str]:
+    if data.balance is not None and data.balance.rule == "optimal":
+        return DEFAULT_OPTIMAL
+    return DEFAULTS[data.problem]
+
+
 def is_small(choice: Choice, data: ProblemData) -> bool:
     """Whether the exact search needs no help: neither a warm start nor stronger bounds."""
-    return data.problem != "joint" and choice.nonzeros(data) <= SMALL_NONZEROS
+    return data.problem not in ("joint", "balance") and choice.nonzeros(data) <= SMALL_NONZEROS

@@ -10,10 +10,12 @@ import typer
 
 from moeopt import __version__
 from moeopt.commands import (
+    advising,
     balancing,
     bounding,
     calibrating,
     dispatching,
+    fronting,
     listing,
     reporting,
     serving,
@@ -41,7 +43,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": bounding.compare,
     "mps": bounding.mps,
     "batch": studying.batch,
+    "front": fronting.front,
+    "sensitivity": fronting.sensitivity,
     "balance": balancing.balance,
+    "advise": advising.advise,
     "dispatch": dispatching.dispatch,
     "simulate": simulating.simulate,
     "calibrate": calibrating.calibrate,

@@ -16,6 +16,8 @@ def explain_infeasible(data: ProblemData) -> list[str]:
     Every line is a proof by counting. An empty list proves nothing: a plan may still not exist.
     """
     lines = list(_slots(data))
+    if data.problem == "balance":
+        return [*lines, *_filled(data), *_moves(data)]
     if data.free_mib is None:
         return lines
     negative = [
@@ -37,6 +39,41 @@ def _slots(data: ProblemData) -> Iterator[str]:
         yield (
             f"{data.gpus} GPUs × {data.slots} slots are {slots:,} slots a layer, but a layer has "
             f"{data.experts:,} experts: {data.experts - slots:,} slots too few in each layer"
+        )
+
+
+def _filled(data: ProblemData) -> Iterator[str]:
+    """Every slot of ``balance`` is filled: too many of them are as bad as too few."""
+    if data.slots is None:
+        return
+    if data.slots > data.experts:
+        yield (
+            f"{data.slots:,} slots on a GPU, all of them filled, but a layer has {data.experts:,} "
+            "experts: one of them would be there twice"
+        )
+    needed = data.layers * data.slots * _bytes(data.expert_mib)
+    free = [] if data.free_mib is None else _free_bytes(data).tolist()
+    for g, room in enumerate(free):
+        if needed > room:
+            yield (
+                f"GPU {g}: {data.layers} layers × {data.slots} slots × {data.expert_mib:,.6g} MiB "
+                f"are {_mib(needed)} MiB, {_mib(room)} are free after reserved and dense"
+            )
+
+
+def _moves(data: ProblemData) -> Iterator[str]:
+    """A slot that is empty takes a copy that was not there; so does an expert that is nowhere."""
+    balance = data.balance
+    if balance is None or balance.previous is None or balance.most_moves is None:
+        return
+    needed = 0
+    for row in balance.previous:
+        held = row[row >= 0]
+        needed += max(len(row) - len(held), balance.experts - len(np.unique(held)))
+    if needed > balance.most_moves:
+        yield (
+            f"the plan in use has empty slots or lacks experts: at least {needed:,} copies must "
+            f"move, {balance.most_moves:,} may"
         )
 
 

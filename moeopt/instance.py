@@ -12,9 +12,9 @@ from types import SimpleNamespace
 from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from moeopt.arrays import Array, ArrayField, Rows, open_sidecar, refuse, sidecar_bytes
+from moeopt.arrays import Array, Rows, open_sidecar, refuse, sidecar_bytes
 from moeopt.errors import InputError
 from moeopt.files import (
     check_version,
@@ -25,145 +25,32 @@ from moeopt.files import (
     write_bytes_atomic,
 )
 from moeopt.instance_checks import instance_problems
+from moeopt.instance_parts import (
+    BalanceOptions,
+    Cluster,
+    JointOptions,
+    LayerRouting,
+    LayerTimeSpec,
+    Moe,
+    Name,
+    Part,
+    RequestClass,
+    Source,
+    Text,
+)
+
+__all__ = [
+    "Instance",
+    "JointOptions",
+    "json_schema",
+    "read_instance_file",
+    "write_instance_file",
+]
 
 SCHEMA: Literal["moeopt-instance/1"] = "moeopt-instance/1"
 
 #: Arrays with fewer numbers stay in the document when a sidecar is written.
 SIDECAR_FROM = 64
-
-Integer = Annotated[int, Strict()]
-Count = Annotated[int, Strict(), Field(ge=1)]
-Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
-Positive = Annotated[Number, Field(gt=0)]
-Size = Annotated[Number, Field(ge=0)]
-Text = Annotated[str, Strict()]
-Name = Annotated[Text, Field(min_length=1)]
-List = Annotated[Array, ArrayField("numbers", "list")]
-Table = Annotated[Array, ArrayField("numbers", "table")]
-IntegerRows = Annotated[Rows, ArrayField("integers", "rows")]
-
-
-class Part(BaseModel):
-    """Base of all parts of an instance: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
-
-class Source(Part):
-    """Where the instance comes from."""
-
-    title: Text | None = None
-    url: Text | None = None
-    licence: Text | None = None
-    notes: Text | None = None
-
-
-class Moe(Part):
-    """The LLM: ``layers`` MoE layers of ``experts`` experts, ``top_k`` of them for each token."""
-
-    name: Name
-    layers: Count
-    experts: Count
-    top_k: Count
-    expert_mib: Positive
-    dense_mib: Annotated[
-        Size | None, Field(description="Non-expert weights on each GPU; needed with memory_mib.")
-    ] = None
-    kv_kib_per_token: Annotated[
-        Size | None, Field(description="KV cache of one token, all layers; needed by joint.")
-    ] = None
-    hidden_size: Count | None = None
-    expert_groups: Count = 1
-    layers_total: Annotated[
-        Count | None, Field(description="Hidden layers of the whole LLM, dense ones included.")
-    ] = None
-
-
-class Node(Part):
-    """Equal GPUs of one server; memory is per GPU."""
-
-    gpus: Count
-    memory_mib: Positive | None = None
-    reserved_mib: Size = 0.0
-
-
-class Cluster(Part):
-    """GPUs, numbered node by node; ``hops`` is [nodes][nodes].
-
-    Memory may be absent where slots are given, and vice versa.
-    """
-
-    nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
-    slots_per_gpu: Annotated[
-        Count | None, Field(description="Experts of one layer that a GPU may host.")
-    ] = None
-    hops: Table | None = None
-    intra_node_gb_s: Positive | None = None
-    inter_node_gb_s: Positive | None = None
-
-    @property
-    def gpus(self) -> int:
-        """Number of GPUs in all."""
-        return sum(node.gpus for node in self.nodes)
-
-
-class LayerTimeSpec(Part):
-    """Time of a layer on one GPU: form and coefficients (see ``moeopt.problem.LayerTime``)."""
-
-    form: Literal["unit", "sum", "max", "p2"]
-    base_us: Size = 0.0
-    expert_us: Size = 0.0
-    token_base_us: Size = 0.0
-    token_us: Size = 0.0
-    attention_base_us: Size = 0.0
-    attention_us_per_mib: Size = 0.0
-
-
-class ScenarioList(Part):
-    """Observed activations of one layer. ``tokens`` null means one token for each expert.
-
-    ``covered_weight`` is the share of the observed total that the listed weights are.
-    """
-
-    experts: IntegerRows
-    weight: List
-    tokens: IntegerRows | None = None
-    covered_weight: Annotated[Positive, Field(le=1)] = 1.0
-
-
-class LayerRouting(Part):
-    """Routing of one MoE layer. ``next``: rows of expert, expert of the next layer, tokens."""
-
-    layer: Annotated[Integer, Field(ge=0)]
-    scenarios: ScenarioList | None = None
-    load: List | None = None
-    next: Annotated[Array, ArrayField("numbers", "table", columns=3)] | None = None
-
-
-class RequestClass(Part):
-    """``count`` equal requests. ``usage``: expected activations a step, [layers][experts]."""
-
-    name: Name
-    count: Count
-    prompt_tokens: Annotated[Integer, Field(ge=0)]
-    output_tokens: Count
-    usage: Table | None = None
-
-
-class JointOptions(Part):
-    """Options of ``joint``: largest number of waves, or the decode steps of each wave.
-
-    ``charged``: the replicas that a wave's time counts, null for ``activated``.
-    ``uniform_slots``: equally many experts on every GPU in every layer, null for false.
-    ``share`` (by class name) and ``tpot_limit_us`` belong to the steady state objective.
-    """
-
-    waves: Count | None = None
-    wave_steps: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    charged: Literal["activated", "resident"] | None = None
-    uniform_slots: Annotated[bool, Strict()] | None = None
-    share: dict[Name, Size] | None = None
-    tpot_limit_us: Positive | None = None
 
 
 class Instance(Part):
@@ -180,6 +67,7 @@ class Instance(Part):
     routing: Annotated[tuple[LayerRouting, ...], Field(min_length=1)]
     requests: Annotated[tuple[RequestClass, ...], Field(min_length=1)] | None = None
     joint: JointOptions | None = None
+    balance: BalanceOptions | None = None
     arrays: Name | None = None
     arrays_sha256: Annotated[Text, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
 
@@ -357,6 +245,7 @@ def _readable_parts(
         routing=read_each(LayerRouting, document.get("routing")),
         requests=read_each(RequestClass, document.get("requests")),
         joint=read(JointOptions, document.get("joint")),
+        balance=read(BalanceOptions, document.get("balance")),
     )
 
 

@@ -33,6 +33,7 @@ def instance_problems(parts: Any) -> list[str]:
         *_routing(parts.routing, parts.moe),
         *_requests(parts.requests, parts.moe),
         *_joint(parts.joint, parts.requests),
+        *_balance(parts.balance, parts.moe, parts.cluster),
     ]
 
 
@@ -138,12 +139,12 @@ def _scenarios(scenarios: Any, experts: int | None, path: str) -> Iterator[str]:
         yield from _tokens(scenarios.tokens, rows, f"{path}.tokens")
 
 
-def _repeated(rows: Rows, path: str) -> Iterator[str]:
+def _repeated(rows: Rows, path: str, what: str = "expert") -> Iterator[str]:
     order = np.lexsort((rows.values, rows.row))
     row, value = rows.row[order], rows.values[order]
     same = np.flatnonzero((row[1:] == row[:-1]) & (value[1:] == value[:-1]))
     found = list(dict.fromkeys(zip(row[same].tolist(), value[same].tolist(), strict=True)))
-    lines = [f"{path}[{s}]: expert {e} appears more than once" for s, e in found[:LINES_OF_A_KIND]]
+    lines = [f"{path}[{s}]: {what} {e} appears more than once" for s, e in found[:LINES_OF_A_KIND]]
     yield from limited(lines, len(found))
 
 
@@ -195,11 +196,7 @@ def _requests(requests: Any, moe: Any) -> Iterator[str]:
 
 def _usage(usage: Array, moe: Any, path: str) -> Iterator[str]:
     if usage.shape != (moe.layers, moe.experts):
-        rows, columns = usage.shape
-        yield (
-            f"{path}: is {rows} × {columns}, but there are {moe.layers} layers "
-            f"of {moe.experts} experts"
-        )
+        yield _not_layers_of_experts(path, usage.shape, moe)
         return
     yield from _where(usage < 0, path, lambda i, j: f"must not be negative, is {usage[i, j]:g}")
     sums = usage.sum(axis=1)
@@ -224,6 +221,71 @@ def _joint(joint: Any, requests: Any) -> Iterator[str]:
     total = sum(joint.share.values())
     if abs(total - 1) > SUM_TOLERANCE:
         yield f"joint.share: sums to {total:.9g}, not to 1"
+
+
+def _balance(balance: Any, moe: Any, cluster: Any) -> Iterator[str]:
+    if balance is None:
+        return
+    if balance.max_moves is not None and balance.previous is None:
+        yield "balance.max_moves: needs balance.previous, the plan in use"
+    if moe is None:
+        return
+    for w, window in enumerate(balance.windows or ()):
+        path = f"balance.windows[{w}]"
+        if window.shape != (moe.layers, moe.experts):
+            yield _not_layers_of_experts(path, window.shape, moe)
+        else:
+            yield from _where(
+                window < 0,
+                path,
+                lambda i, j, window=window: f"must not be negative, is {window[i, j]:g}",
+            )
+    if balance.previous is not None and len(balance.previous) != moe.layers:
+        yield f"balance.previous: has {len(balance.previous)} layers, not {moe.layers}"
+    if cluster is None:
+        return
+    for l, rows in enumerate(balance.previous or ()):
+        yield from _held(rows, moe, cluster, f"balance.previous[{l}]")
+    if balance.groups_on_nodes:
+        yield from _groups_on_nodes(moe, cluster)
+
+
+def _held(rows: Rows, moe: Any, cluster: Any, path: str) -> Iterator[str]:
+    if len(rows) != moe.experts:
+        yield f"{path}: has {len(rows)} entries for {moe.experts} experts"
+    outside = (rows.values < 0) | (rows.values >= cluster.gpus)
+    yield from _where_rows(
+        outside,
+        rows,
+        path,
+        lambda g: f"GPU {g} does not exist (GPUs are 0..{cluster.gpus - 1})",
+    )
+    yield from _repeated(rows, path, "GPU")
+    if cluster.slots_per_gpu is not None and not outside.any():
+        held = np.bincount(rows.values, minlength=cluster.gpus)
+        full = np.flatnonzero(held > cluster.slots_per_gpu).tolist()
+        lines = [
+            f"{path}: GPU {g} holds {held[g]} experts, it has {cluster.slots_per_gpu} slots"
+            for g in full
+        ]
+        yield from limited(lines[:LINES_OF_A_KIND], len(full))
+
+
+def _groups_on_nodes(moe: Any, cluster: Any) -> Iterator[str]:
+    path, nodes, slots = "balance.groups_on_nodes", len(cluster.nodes), cluster.slots_per_gpu
+    if len({node.gpus for node in cluster.nodes}) > 1:
+        yield f"{path}: needs equally many GPUs in every node"
+    if moe.expert_groups % nodes:
+        yield f"{path}: {moe.expert_groups} groups cannot be divided equally among {nodes} nodes"
+    elif slots is not None and slots > moe.experts // nodes:
+        yield f"{path}: a GPU has {slots} slots, its node {moe.experts // nodes} experts"
+
+
+def _not_layers_of_experts(path: str, shape: tuple[int, ...], moe: Any) -> str:
+    rows, columns = shape
+    return (
+        f"{path}: is {rows} × {columns}, but there are {moe.layers} layers of {moe.experts} experts"
+    )
 
 
 def _where(bad: Array, path: str, words: Callable[..., str]) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from moeopt.errors import InputError
 from moeopt.instance import Instance
 
@@ -17,7 +19,8 @@ def split_reference(text: str) -> tuple[str, int | None]:
 def layer_of(instance: Instance, number: int) -> Instance:
     """Cut an instance to the layer with this number in the LLM.
 
-    Slots alone limit it: memory, which couples layers, and requests are left out.
+    Slots alone limit it: memory, which couples layers, requests and the moves that `balance` may
+    make over all layers are left out.
 
     Raises
     ------
@@ -40,6 +43,15 @@ def layer_of(instance: Instance, number: int) -> Instance:
     )
     moe = instance.moe
     total = moe.layers_total if moe.layers_total is not None else moe.layers
+    balance = instance.balance
+    if balance is not None:
+        l = instance.routing.index(found[0])
+        only: dict[str, Any] = {"max_moves": None}
+        if balance.windows is not None:
+            only["windows"] = tuple(window[l : l + 1] for window in balance.windows)
+        if balance.previous is not None:
+            only["previous"] = balance.previous[l : l + 1]
+        balance = balance.model_copy(update=only)
     return Instance(
         name=f"{instance.name}{SIGN}{number}",
         source=instance.source,
@@ -47,4 +59,5 @@ def layer_of(instance: Instance, number: int) -> Instance:
         cluster=instance.cluster.model_copy(update={"nodes": nodes}),
         layer_time=instance.layer_time,
         routing=(found[0].model_copy(update={"next": None}),),
+        balance=balance,
     )

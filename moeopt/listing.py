@@ -31,6 +31,7 @@ _PROBLEMS = {
     "placement": "one GPU for each expert; least expected layer time (Euro-Par 2025, Problem 1)",
     "replication": "replicas, and which replica serves (Euro-Par 2025, Problem 2)",
     "joint": "placement, replication and requests to waves and GPUs under GPU memory and KV cache",
+    "balance": "replicas in all slots; least tokens on the fullest GPU, mean over load windows",
 }
 
 

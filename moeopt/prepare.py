@@ -9,7 +9,9 @@ import numpy as np
 
 from moeopt.errors import InputError
 from moeopt.feasibility import explain_infeasible
-from moeopt.instance import Instance, JointOptions, LayerRouting, RequestClass, ScenarioList
+from moeopt.instance import Instance
+from moeopt.instance_parts import JointOptions, LayerRouting, RequestClass, ScenarioList
+from moeopt.prepare_balance import with_balance
 from moeopt.problem import (
     PROBLEMS,
     FloatArray,
@@ -38,7 +40,7 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
     Parameters
     ----------
     instance : Instance
-    problem : {"placement", "replication", "joint"}
+    problem : {"placement", "replication", "joint", "balance"}
 
     Raises
     ------
@@ -56,7 +58,7 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
         [_load(r, s, moe.experts) for r, s in zip(instance.routing, scenarios, strict=True)]
     )
     free_mib = _free_mib(instance)
-    joint = problem == "joint"
+    joint, balance = problem == "joint", problem == "balance"
     requests = _requests(instance, load) if joint else None
     waves, wave_steps = 0, None
     options = instance.joint or JointOptions()
@@ -68,7 +70,7 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
             or len(wave_steps or ())
             or _default_waves(requests, math.fsum(free_mib) - one_copy_mib)
         )
-    return ProblemData(
+    data = ProblemData(
         name=instance.name,
         sha256=instance.sha256,
         problem=problem,
@@ -82,7 +84,7 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
         layer_time=LayerTime(
             spec.form, spec.base_us, spec.expert_us, spec.token_base_us, spec.token_us
         ),
-        scenarios=() if joint else tuple(s for s in scenarios if s is not None),
+        scenarios=() if joint or balance else tuple(s for s in scenarios if s is not None),
         load=load,
         gpu_kind=_gpu_kind(free_mib, instance.cluster.gpus),
         requests=requests,
@@ -94,11 +96,15 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
         attention_us_per_mib=spec.attention_us_per_mib,
         layer_numbers=tuple(routed.layer for routed in instance.routing),
     )
+    return with_balance(data, instance) if balance else data
 
 
 def _missing_ingredients(instance: Instance, problem: str) -> list[str]:
     if problem not in PROBLEMS:
         return [f"problem {problem!r} is unknown (known: {', '.join(PROBLEMS)})"]
+    if problem == "balance":
+        lacks = instance.cluster.slots_per_gpu is None
+        return ["problem balance needs cluster.slots_per_gpu"] if lacks else []
     if problem != "joint":
         lacking = [l for l, routed in enumerate(instance.routing) if routed.scenarios is None]
         if len(lacking) == len(instance.routing):

@@ -6,15 +6,18 @@ Derived once from an instance by :func:`prepare`; nothing below knows the file f
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    from moeopt.balance.data import BalanceData
+
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-PROBLEMS = ("placement", "replication", "joint")
+PROBLEMS = ("placement", "replication", "joint", "balance")
 
 #: Tangents that stand for the ``p2`` form in linear formulations.
 P2_TANGENTS = 17
@@ -150,7 +153,7 @@ class ProblemData:
     slots : int or None
         Experts of one layer that a GPU may host; None where memory alone limits.
     scenarios : tuple of Scenarios
-        One a layer; empty tuple for ``joint``.
+        One a layer; empty tuple for ``joint`` and ``balance``.
     load : float array, shape (L, E)
     gpu_kind : int array, shape (G,)
         GPUs with equal numbers are interchangeable.
@@ -163,6 +166,9 @@ class ProblemData:
         all that the GPU hosts.
     uniform_slots : bool
         Whether a plan of ``joint`` must host equally many experts on every GPU in every layer.
+    balance : BalanceData or None
+        Loads, slots and moves of ``balance``; None for the other problems, and where counting
+        shows that there is no plan (:func:`moeopt.feasibility.explain_infeasible` says why).
     """
 
     name: str
@@ -187,8 +193,11 @@ class ProblemData:
     attention_base_us: float = 0.0
     attention_us_per_mib: float = 0.0
     layer_numbers: tuple[int, ...] = field(default=())
+    balance: BalanceData | None = None
 
 
 def objective_unit(data: ProblemData) -> str:
-    """Unit of the objective: expert-time units for ``unit``, else microseconds."""
+    """Unit of the objective: tokens (``balance``), expert-time units for ``unit``, microseconds."""
+    if data.problem == "balance":
+        return "tokens"
     return "expert-time units" if data.layer_time.form == "unit" else "us"

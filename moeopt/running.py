@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from moeopt import __version__
 from moeopt.bounds import combinatorial_bounds, joint_bound
@@ -25,6 +24,7 @@ from moeopt.record import Record, Status, relative_gap
 from moeopt.solution import Solution
 from moeopt.solvers.base import Progress, SolveSettings
 from moeopt.solvers.supervise import WorkerOutcome, run_job
+from moeopt.status import limit_of, limit_without_search, status_of
 from moeopt.trajectory import Trajectory
 
 #: Floating-point solvers prove their bounds up to their tolerances; theirs are lowered by this.
@@ -176,6 +176,22 @@ class Run:
         self.seconds["proof"] = time.monotonic() - begin
         self.tell("proof")
 
+    def balance(self, seed: int, time_limit_s: float, stop: threading.Event) -> None:
+        """Plan ``balance`` and bound it, layer by layer."""
+        from moeopt.balancing import balance_layers
+
+        begin = time.monotonic()
+        self.tell("heuristic")
+        if self.data.balance is None:
+            raise ValueError("there are no loads to balance")  # explain_infeasible said why
+        found = balance_layers(
+            self.data.balance, seed=seed, time_limit_s=time_limit_s, stop=stop.is_set
+        )
+        self.lower_bounds[found.source] = found.value
+        self.offer(Solution.from_arrays(self.data, found.hosts), "the search of balance")
+        self.seconds["heuristic"] = time.monotonic() - begin
+        self.tell("proof")
+
     def heuristic(self, seed: int, time_limit_s: float, gap: float, stop: threading.Event) -> None:
         """Look for a plan without a solver."""
         begin = time.monotonic()
@@ -301,7 +317,17 @@ class Run:
             )
         gap = relative_gap(upper, lower)
         result = outcome.result if outcome is not None else None
-        status = self._status(choice, outcome, reasons, gap, settings.gap)
+        status: Status = "infeasible"
+        if not reasons:
+            status = status_of(
+                data,
+                choice,
+                outcome,
+                gap=gap,
+                gap_asked=settings.gap,
+                has_plan=self.best is not None,
+                was_rejected=self.rejected is not None,
+            )
         if status == "infeasible" and not reasons:
             reasons = [
                 f"{choice.name if choice else 'the search'}: no plan fits, "
@@ -310,9 +336,9 @@ class Run:
         if outcome is not None and outcome.message:
             self.notes.append(outcome.message)
         self.seconds["total"] = time.monotonic() - self.begin
-        limit = _limit(outcome)
-        if limit is None and status == "feasible" and not interrupted and outcome is None:
-            limit = "time" if self.seconds["total"] >= 0.9 * time_limit_s else None
+        limit = limit_of(outcome)
+        if outcome is None and not interrupted:
+            limit = limit_without_search(status, self.seconds["total"], time_limit_s)
         rejected = [] if self.report is not None or self.rejected is None else [self.rejected]
         record = Record(
             instance=data.name,
@@ -359,40 +385,3 @@ class Run:
         if self.best is not None:
             solution = self.best.model_copy(update={"objective": upper})
         return Outcome(record, solution, self.report)
-
-    def _status(
-        self,
-        choice: Choice | None,
-        outcome: WorkerOutcome | None,
-        reasons: list[str],
-        gap: float | None,
-        gap_asked: float,
-    ) -> Status:
-        if reasons:
-            return "infeasible"
-        if gap is not None and gap <= gap_asked:
-            return "optimal"
-        if outcome is not None and outcome.cause in ("killed", "crashed"):
-            return "error"
-        if self.best is not None:
-            return "feasible"
-        result = outcome.result if outcome is not None else None
-        if result is None or choice is None:
-            return "no_solution_found"
-        if result.reason in ("numerical_error", "imprecise", "other_error"):
-            return "error"
-        if self.rejected is not None:
-            return "error"
-        if choice.proves(self.data) and result.reason == "infeasible":
-            return "infeasible"
-        return "no_solution_found"
-
-
-def _limit(outcome: WorkerOutcome | None) -> Literal["time", "memory", "nodes"] | None:
-    if outcome is None:
-        return None
-    if outcome.cause in ("time", "memory"):
-        return outcome.cause
-    if outcome.result is not None and outcome.result.limit in ("time", "memory", "nodes"):
-        return outcome.result.limit
-    return None

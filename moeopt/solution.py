@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SCHEMA: Literal["moeopt-solution/1"] = "moeopt-solution/1"
 
 #: Problems whose solutions this format holds; ``moeopt.problem.PROBLEMS`` is the same (tested).
-PROBLEMS = ("placement", "replication", "joint")
+PROBLEMS = ("placement", "replication", "joint", "balance")
 
 Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]

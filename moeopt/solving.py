@@ -67,7 +67,7 @@ def solve(
     Parameters
     ----------
     instance : Instance, path, or name of a shipped instance
-    problem : {"placement", "replication", "joint"}
+    problem : {"placement", "replication", "joint", "balance"}
     formulation : str or path, optional
         A shipped formulation, or a file of one's own. None: a heuristic first, then the best
         known formulation if its size allows.
@@ -132,7 +132,10 @@ def solve(
             run.bound_lengths(LENGTHS_SHARE * time_limit_s, gap, stop)
         if start == "heuristic" and not run.closed(gap):
             share = HEURISTIC_SHARE if chosen is not None or layered else 1.0
-            run.heuristic(seed, share * time_limit_s, gap, stop)
+            if problem == "balance":
+                run.balance(seed, share * time_limit_s, stop)
+            else:
+                run.heuristic(seed, share * time_limit_s, gap, stop)
         if layered and not run.closed(gap) and not stop.is_set():
             left = begin + time_limit_s - time.monotonic()
             share = 1.0 if chosen is None else PROOF_SHARE
@@ -152,7 +155,8 @@ def _plan_of_action(
 ) -> str:
     steps = [JOINT_METHOD] if data.problem == "joint" else []
     if not small:
-        steps.append("a heuristic")
+        search = "a search and bounds by layer" if data.problem == "balance" else "a heuristic"
+        steps.append(search)
     if layered:
         fitting = [m for m in methods_for(data) if m.fits(one_layer(data, 0)) is None]
         names = " and ".join(method.name for method in fitting) or "combinatorial bounds"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from functools import cache
 from itertools import combinations, product
 
@@ -113,6 +114,8 @@ def brute_optimum(data: ProblemData) -> tuple[float, dict]:
     """
     if data.problem == "joint":
         return _joint(data)
+    if data.problem == "balance":
+        return _balance(data)
     weights = [s.weight.tolist() for s in data.scenarios]
 
     def cost(layer: int, hosts: Hosts) -> float:
@@ -138,6 +141,59 @@ def brute_optimum(data: ProblemData) -> tuple[float, dict]:
         return math.inf, {}
     value, hosts = min(fitting)
     return value, {"hosts": hosts}
+
+
+def _balance(data: ProblemData) -> tuple[float, dict]:
+    """Every way to fill the slots of every layer; layers share nothing but the budget of moves."""
+    balance = data.balance
+    if balance is None:
+        return math.inf, {}
+    gpus, q = range(data.gpus), int(balance.slots[0])
+    contents = list(combinations(range(data.experts), q))
+    exact = [[list(map(Fraction, row.tolist())) for row in window] for window in balance.loads]
+    best: dict[int, tuple[Fraction, Hosts]] = {0: (Fraction(0), ())}
+    for layer in range(data.layers):
+        loads = [window[layer] for window in exact]
+        held: list[set[int]] = [set(range(data.experts)) for _ in gpus]
+        if balance.previous is not None:
+            held = [set(balance.previous[layer, g * q : (g + 1) * q].tolist()) for g in gpus]
+        found: dict[int, tuple[Fraction, Hosts]] = {}
+        for chosen in product(contents, repeat=data.gpus):
+            hosts = tuple(tuple(g for g in gpus if e in chosen[g]) for e in range(data.experts))
+            if not all(hosts):
+                continue
+            value = sum(_largest(w, hosts, balance.rule) for w in loads) / len(loads)
+            moves = sum(len(set(c) - h) for c, h in zip(chosen, held, strict=True))
+            if moves not in found or value < found[moves][0]:
+                found[moves] = (value, hosts)
+        grown: dict[int, tuple[Fraction, Hosts]] = {}
+        for (before, (sofar, rows)), (moves, (value, hosts)) in product(
+            best.items(), found.items()
+        ):
+            total = before + moves
+            if total not in grown or sofar + value < grown[total][0]:
+                grown[total] = (sofar + value, (*rows, hosts))  # type: ignore[arg-type]
+        best = grown
+    most = math.inf if balance.most_moves is None else balance.most_moves
+    allowed = [plan for moves, plan in best.items() if moves <= most]
+    if not allowed:
+        return math.inf, {}
+    value, hosts = min(allowed)
+    return float(value), {"hosts": hosts}
+
+
+def _largest(loads: Sequence[Fraction], hosts: Hosts, rule: str) -> Fraction:
+    """Load of the fullest GPU; under the best split some set of experts needs so much."""
+    if rule == "even":
+        used = {g for h in hosts for g in h}
+        return max(
+            sum((w / len(h) for w, h in zip(loads, hosts, strict=True) if g in h), Fraction(0))
+            for g in used
+        )
+    return max(
+        sum((loads[e] for e in members), Fraction(0)) / len({g for e in members for g in hosts[e]})
+        for members in subsets(range(len(loads)))
+    )
 
 
 def _sorted_scenario(

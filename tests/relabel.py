@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from moeopt.balance.data import BalanceData
+from moeopt.balance.hosts import hosts_of, plan_of
 from moeopt.problem import ProblemData, Scenarios
 
 
@@ -20,6 +22,8 @@ def relabelled(data: ProblemData, rng: np.random.Generator) -> ProblemData:
         free_mib=None if data.free_mib is None else data.free_mib[gpus],
         gpu_kind=data.gpu_kind[gpus],
     )
+    if data.balance is not None:
+        return replace(changed, balance=_balance(data.balance, layers, gpus))
     if data.requests is None:
         return changed
     order = rng.permutation(len(data.requests.names))
@@ -39,6 +43,17 @@ def relabelled(data: ProblemData, rng: np.random.Generator) -> ProblemData:
         usage=usage,
     )
     return replace(changed, requests=requests)
+
+
+def _balance(balance: BalanceData, layers, gpus) -> BalanceData:
+    loads = np.stack(
+        [[_moved(row, new) for row, new in zip(w, layers, strict=True)] for w in balance.loads]
+    )
+    if balance.previous is None:
+        return replace(balance, loads=loads)
+    hosts = hosts_of(balance.previous, balance.slots, balance.experts)
+    hosts = np.stack([_moved(rows, new) for rows, new in zip(hosts, layers, strict=True)])
+    return replace(balance, loads=loads, previous=plan_of(hosts[:, :, gpus], balance.slots))
 
 
 def _moved(row, new):

@@ -228,7 +228,7 @@ BROKEN: dict[str, list[str]] = {
         "cluster.nodes[0].gpus: must be at least 1, not 0",
         "layer_time.form: must be 'unit', 'sum', 'max' or 'p2', not \"mean\"",
         "extra: unknown key (known keys: schema, name, source, moe, cluster, layer_time, "
-        "routing, requests, joint, arrays, arrays_sha256)",
+        "routing, requests, joint, balance, arrays, arrays_sha256)",
         "routing[0].scenarios.experts[2]: expert 0 appears more than once",
         "routing[0].scenarios.weight: has 2 entries for 3 scenarios",
         "routing[0].scenarios.weight[1]: must not be negative, is -2",

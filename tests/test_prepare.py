@@ -203,7 +203,11 @@ def test_default_waves_suffice_for_the_kv_cache() -> None:
 @pytest.mark.parametrize(
     ("problem", "changes", "lines"),
     [
-        ("packing", {}, ["problem 'packing' is unknown (known: placement, replication, joint)"]),
+        (
+            "packing",
+            {},
+            ["problem 'packing' is unknown (known: placement, replication, joint, balance)"],
+        ),
         (
             "replication",
             {"routing": [{"layer": l, "load": [1, 1, 1, 1]} for l in (0, 1)]},

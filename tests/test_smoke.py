@@ -11,6 +11,7 @@ from brute import brute_optimum
 from moeopt.feasibility import explain_infeasible
 from moeopt.instance import read_instance_file
 from moeopt.prepare import prepare
+from moeopt.problem import PROBLEMS
 
 SMOKE = sorted((Path(__file__).parent.parent / "instances" / "smoke").glob("*.json"))
 
@@ -33,6 +34,6 @@ def test_notes_state_the_optimum(path: Path) -> None:
 
 
 def test_all_kinds_are_there() -> None:
-    assert {path.stem.split("_")[1] for path in SMOKE} == {"placement", "replication", "joint"}
+    assert {path.stem.split("_")[1] for path in SMOKE} == set(PROBLEMS)
     forms = {read_instance_file(path).layer_time.form for path in SMOKE}
     assert forms == {"unit", "sum", "max", "p2"}

@@ -165,7 +165,7 @@ def test_a_fitting_solution_has_no_problems(instance: Instance, data: ProblemDat
         (
             {"problem": "packing"},
             [
-                "problem: 'packing' is unknown (known: placement, replication, joint)",
+                "problem: 'packing' is unknown (known: placement, replication, joint, balance)",
                 "waves: the problem packing has none",
             ],
         ),

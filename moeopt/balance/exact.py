@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 
 from moeopt.balance.data import FloatArray
@@ -20,6 +21,11 @@ def whole_loads(loads: FloatArray) -> tuple[list[int], Fraction]:
     whole = [above * (denominator // below) for above, below in ratios]
     common = math.gcd(*whole) or 1
     return [number // common for number in whole], Fraction(common, denominator)
+
+
+def sum_below(values: Iterable[float]) -> float:
+    """Return a sum, rounded down: for lower bounds."""
+    return float_below(sum((Fraction(value) for value in values), Fraction(0)))
 
 
 def float_below(value: Fraction) -> float:

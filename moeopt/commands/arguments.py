@@ -17,7 +17,9 @@ SOLVER_FAILED = 3
 InstanceArg = Annotated[
     str, typer.Argument(metavar="INSTANCE", help="A file, or the name of a shipped instance.")
 ]
-ProblemOpt = Annotated[str, typer.Option("--problem", "-p", help="placement, replication, joint.")]
+ProblemOpt = Annotated[
+    str, typer.Option("--problem", "-p", help="placement, replication, joint, balance.")
+]
 FormulationOpt = Annotated[
     str | None,
     typer.Option("--formulation", "-f", help="A name (moeopt list formulations) or a .py file."),

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
 
 from moeopt.errors import InputError
 from moeopt.files import problem_lines, read_bytes
-from moeopt.instance import Count, Integer, Name, Positive, Text
+from moeopt.instance_parts import Count, Integer, Name, Positive, Text
 from moeopt.problem import PROBLEMS
 
 #: The studies of a checkout, found by name.
