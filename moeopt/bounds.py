@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def joint_bound(
     -------
     bound : Bound
     lengths : tuple of int or None
-        Decode steps of each wave where it is attained; None if the search was cut off.
+        Decode steps of each wave that are worth a plan; None if none were seen.
     """
     begin = time.perf_counter()
     found = lengths_bound(
@@ -81,7 +82,7 @@ def joint_bound(
     )
     proof = (
         "layer times of every number of replicas, a knapsack over the layers beside the KV cache, "
-        "the best wave lengths"
+        "the best wave lengths; a linear programme over the requests of each wave"
     )
     seconds = time.perf_counter() - begin
     return Bound(JOINT_METHOD, found.value, proof, seconds), found.lengths
@@ -165,6 +166,28 @@ _SCENARIO: Method = (
     scenario_bound,
 )
 
+
+def mean_load_bound(data: ProblemData) -> float:
+    """Tokens of all experts over the GPUs, summed over layers, mean over windows."""
+    from moeopt.balance.exact import float_below
+
+    if data.balance is None:
+        raise ValueError("there are no loads to balance")
+    loads = data.balance.loads
+    total = sum((Fraction(load) for load in loads.ravel().tolist()), Fraction(0))
+    return float_below(total / (data.gpus * len(loads)))
+
+
+def balance_bound(data: ProblemData) -> float:
+    """Best of the bounds of each layer that need no plan (docs/balance.md)."""
+    from moeopt.balance.bounding import bound_layer
+    from moeopt.balance.exact import sum_below
+
+    if data.balance is None:
+        raise ValueError("there are no loads to balance")
+    return sum_below(bound_layer(data.balance, l).value for l in range(data.layers))
+
+
 _METHODS: dict[str, tuple[Method, ...]] = {
     "placement": (
         _SCENARIO,
@@ -181,5 +204,13 @@ _METHODS: dict[str, tuple[Method, ...]] = {
             "mean work of the GPUs in each step of the best wave lengths that KV memory allows",
             work_bound,
         ),
+    ),
+    "balance": (
+        (
+            "largest piece",
+            "each layer by its mean load, its largest piece or the components of heavy experts",
+            balance_bound,
+        ),
+        ("mean load", "tokens of all experts over the GPUs", mean_load_bound),
     ),
 }

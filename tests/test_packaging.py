@@ -36,6 +36,8 @@ def _tree():
     for path in (ROOT / "instances").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             found.add(f"moeopt/instances/{path.relative_to(ROOT / 'instances').as_posix()}")
+    templates = (ROOT / "moeopt" / "report" / "templates").iterdir()
+    found |= {f"moeopt/report/templates/{path.name}" for path in templates}
     return found | {"moeopt/py.typed"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -267,6 +268,19 @@ def test_partial_start_is_used(solver):
     first = next(e for e in events if e.values is not None)
     assert first.primal_bound == pytest.approx(best.primal_bound, rel=1e-5)
     assert result.primal_bound <= first.primal_bound + 1e-6
+
+
+def test_highs_reports_no_bound_of_the_start_it_completes():
+    """It completes a partial start by a solve of its own, which is another problem."""
+    problem = makespan(2, 12, 3, 1.0, seed=3)
+    problem = replace(problem, integer=np.ones(len(problem.cost), dtype=bool))
+    start = np.full(len(problem.cost), np.nan)
+    start[: 2 * 12 * 3] = np.eye(3)[np.zeros(24, dtype=int)].ravel()  # all on the first GPU
+    settings = SolveSettings(node_limit=1, time_limit_s=30.0)
+    [(result, events)] = run_adapter("highs", [Case(problem, settings, start)])
+    assert result.dual_bound is not None
+    bounds = [event.dual_bound for event in events if event.dual_bound is not None]
+    assert max(bounds, default=0.0) <= result.dual_bound * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -26,11 +26,18 @@ from moeopt.heuristics.capacity import room, slots
 from moeopt.heuristics.placement import BoolArray, place_hosts
 from moeopt.joint.assemble import Assembler
 from moeopt.joint.memory import request_classes
+from moeopt.joint.wave_ranges import best_requests
 from moeopt.joint.waves import wave_plans, wave_steps, waves_of_lengths
 from moeopt.problem import FloatArray, IntArray, ProblemData, RequestClasses, Scenarios
 from moeopt.solution import Solution
+from moeopt.step_bound import kv_memory_mib
 
 _LEAST_GAIN = 1e-12
+
+#: Shares of the memory beside single copies that a wave's caches may fill, tried one by one.
+_MEMORY_SHARES = (1.0, 0.999, 0.99, 0.97, 0.94)
+#: Share of the time left that one programme of the waves may take.
+_PROGRAM_SHARE = 0.2
 
 
 @dataclass
@@ -67,7 +74,7 @@ def plan(
     best: Solution | None = None
     assembler = Assembler(data, seed)
     ranked: list[tuple[float, int, IntArray]] = []
-    for rank, waves in enumerate(_waves(data, lengths)):
+    for rank, waves in enumerate(_waves(data, lengths, deadline, stop)):
         if best is not None and (time.monotonic() > deadline or stop()):
             return best
         made = assembler.plan(waves, deadline=deadline, stop=stop)
@@ -92,14 +99,46 @@ def plan(
     return best
 
 
-def _waves(data: ProblemData, lengths: tuple[int, ...] | None) -> Iterator[IntArray]:
+def _waves(
+    data: ProblemData,
+    lengths: tuple[int, ...] | None,
+    deadline: float,
+    stop: Callable[[], bool],
+) -> Iterator[IntArray]:
     """Yield different numbers of requests of each class and wave, shape (C, W)."""
     seen: set[bytes] = set()
-    for plans in (waves_of_lengths(data, lengths) if lengths else (), wave_plans(data)):
+    sources: list[Iterator[IntArray]] = [wave_plans(data)]
+    if lengths:
+        filled, programmed = (
+            waves_of_lengths(data, lengths),
+            _programmed(data, lengths, deadline, stop),
+        )
+        # Waves of equal length are best when they are equal; the programme's need not be.
+        equal = len({d for d in lengths if d}) == 1
+        sources = [*((filled, programmed) if equal else (programmed, filled)), *sources]
+    for plans in sources:
         for waves in plans:
             if waves.tobytes() not in seen:
                 seen.add(waves.tobytes())
                 yield waves
+
+
+def _programmed(
+    data: ProblemData, lengths: tuple[int, ...], deadline: float, stop: Callable[[], bool]
+) -> Iterator[IntArray]:
+    """Yield requests of waves from the bound's programme, with more and more memory left free."""
+    if sum(d > 0 for d in lengths) < 2:
+        return
+    memory_mib, fullest_mib = kv_memory_mib(data), math.inf
+    for memory_share in _MEMORY_SHARES:
+        if fullest_mib <= memory_share * memory_mib:
+            continue  # the same waves again
+        begin = time.monotonic()
+        until = min(deadline, begin + _PROGRAM_SHARE * (deadline - begin))
+        found = best_requests(data, lengths, memory_share=memory_share, deadline=until, stop=stop)
+        if found is not None:
+            fullest_mib = float((request_classes(data).kv_mib @ found).max())
+            yield found
 
 
 # --- one plan for given waves -----------------------------------------------------------------

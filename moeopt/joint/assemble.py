@@ -17,6 +17,7 @@ from moeopt.joint.memory import memory_of, request_classes
 from moeopt.joint.repair import label_gpus, place_requests
 from moeopt.joint.step_function import StepBound, StepFunction
 from moeopt.joint.wave_dispatch import dispatch_wave
+from moeopt.joint.wave_hosts import BoolArray, add_hosts
 from moeopt.joint.waves import wave_steps
 from moeopt.problem import FloatArray, IntArray, ProblemData
 from moeopt.solution import Solution
@@ -29,6 +30,9 @@ _WORTH_MORE = 2e-4
 #: A plan this close to its bound is taken; else plans with fewer replicas are tried, too.
 _CLOSE = 2e-4
 _TRIES = 5
+
+#: Shares of the memory left that are filled with replicas for single waves, until requests fit.
+_FILLED = (1.0, 0.97, 0.9, 0.75, 0.5)
 
 
 @dataclass
@@ -84,8 +88,11 @@ class Assembler:
             layers = self._layers(mean, bound, replicas, plans)
             if layers is not None:
                 slots = (data.experts + int(bound.replicas[0])) // data.gpus
-                found = self._fit(layers, counts, tokens, steps, slots)
+                hosts = [self._complete(plan, slots) for plan in layers]
+                shares = np.stack([np.stack([plan.share for plan in layers])] * len(steps))
+                found = self._fit(hosts, shares, counts, tokens, steps)
                 if found is not None:
+                    found = self._fit_own(found, hosts, shares, counts, tokens, steps, deadline)
                     best = found if best is None else min(best, found, key=lambda plan: plan[0])
                     tried += 1
                     least = float(steps.sum()) * bound.step_us
@@ -164,16 +171,18 @@ class Assembler:
 
     def _fit(
         self,
-        layers: list[LayerPlan],
+        hosts: list[BoolArray],
+        shares: FloatArray,
         counts: IntArray,
         tokens: FloatArray,
         steps: IntArray,
-        slots: int,
     ) -> tuple[float, Solution] | None:
-        """Label the GPUs, place the requests; None if these do not fit."""
+        """Label the GPUs, place the requests; None if these do not fit.
+
+        ``shares``, shape (W, L, E, G): how the waves' tokens are split, as proportions.
+        """
         data = self.data
         assert data.free_mib is not None
-        hosts = [self._complete(plan, slots) for plan in layers]
         labels = label_gpus(hosts, data.free_mib, data.expert_mib)
         x = np.stack([_relabelled(h, label) for h, label in zip(hosts, labels, strict=True)])
         left = self.memory.free - self.memory.expert * x.sum(axis=(0, 1))
@@ -186,9 +195,9 @@ class Assembler:
         caches = np.einsum("c,cwg->wg", request_classes(data).kv_mib, z).max(axis=1)
         step_us = data.attention_base_us + data.attention_us_per_mib * caches
         dispatch = np.zeros((counts.shape[1], *x.shape))
-        for l, (plan, label) in enumerate(zip(layers, labels, strict=True)):
-            weight = _relabelled(plan.share, label)
+        for l, label in enumerate(labels):
             for w in np.flatnonzero(steps).tolist():
+                weight = _relabelled(shares[w, l], label)
                 layer_us, dispatch[w, l] = dispatch_wave(
                     self.step.cost, tokens[w, l], x[l], weight, self.step.resident
                 )
@@ -198,9 +207,68 @@ class Assembler:
         solution = Solution.from_arrays(data, x, requests=z, dispatch=stated)
         return float(steps @ step_us), solution
 
-    def _complete(self, plan: LayerPlan, slots: int) -> np.ndarray:
+    def _fit_own(
+        self,
+        found: tuple[float, Solution],
+        hosts: list[BoolArray],
+        shares: FloatArray,
+        counts: IntArray,
+        tokens: FloatArray,
+        steps: IntArray,
+        deadline: float,
+    ) -> tuple[float, Solution]:
+        """Fill the memory left with replicas that single waves gain by; the better plan."""
+        data = self.data
+        if np.count_nonzero(steps) < 2 or self.step.resident or data.uniform_slots:
+            return found
+        caches = (counts * self.memory.kv[:, None]).sum(axis=0)
+        free = self.memory.additional(int(caches.max())) + self.memory.copies
+        free -= int(sum(layer.sum() for layer in hosts))
+        bounds = {
+            w: self.step.bound(tokens[w], 0.0, self.memory.copies * data.gpus, mean=False)
+            for w in np.flatnonzero(steps).tolist()
+        }
+        caches_mib = request_classes(data).kv_mib @ counts
+        least = sum(
+            float(steps[w]) * (bound.step_us + float(data.attention_us_per_mib * cache / data.gpus))
+            for (w, bound), cache in zip(bounds.items(), caches_mib[list(bounds)], strict=True)
+        )
+        if found[0] <= least * (1 + _CLOSE):
+            return found
+        most = data.gpus - 1
+        plans: dict[tuple[int, int], LayerPlan | None] = {}
+
+        def own(w: int, l: int) -> LayerPlan | None:
+            if (w, l) not in plans and time.monotonic() > deadline:
+                return None
+            if (w, l) not in plans:
+                plans[w, l] = plan_layer(
+                    self.step.cost,
+                    tokens[w, l],
+                    data.gpus,
+                    most,
+                    charged=self.step.charged(l, tokens[w, l], False),
+                    bound=float(bounds[w].table[l, most]),
+                    groups=bounds[w].groups[l],
+                    slots=self._slots(most),
+                    kicks=self.kicks,
+                    seed=self.seed + l,
+                )
+            return plans[w, l]
+
+        for share in _FILLED:
+            more = add_hosts(
+                self.step.cost, tokens, steps, hosts, shares, own,
+                replicas=int(share * free), slots=self._slots(most),
+            )  # fmt: skip
+            filled = self._fit(*more, counts, tokens, steps)
+            if filled is not None:
+                return min(found, filled, key=lambda plan: plan[0])
+        return found
+
+    def _complete(self, plan: LayerPlan, slots: int) -> BoolArray:
         """Host what the search left out: experts without tokens; with equal slots, all slots."""
-        hosts: np.ndarray = plan.hosts.copy()
+        hosts: BoolArray = plan.hosts.copy()
         count = hosts.sum(axis=0)
         for e in np.flatnonzero(~hosts.any(axis=1)):
             g = int(count.argmin())

@@ -20,6 +20,8 @@ Cost = tuple[int, float, float, float, float]
 #: Tokens that a GPU takes where tokens cost nothing.
 FREE = 1e300
 
+_NEWTON = 3
+
 
 def cost_of(layer_time: LayerTime) -> Cost:
     """Return the cost of a layer time; ``unit`` is one a replica, tokens free."""
@@ -94,3 +96,47 @@ def shared_time(cost: Any, replicas: int, gpus: int, tokens: Any) -> Any:
         else:
             below = middle
     return a + below
+
+
+@njit(cache=True, nogil=True)
+def tangent_of(cost: Any, replicas: int, gpus: int, tokens: Any) -> Any:
+    """Return (constant, slope) of a tangent of :func:`shared_time`, for ``p2`` nearly there.
+
+    It lies below the function everywhere, as that is convex in the tokens.
+    """
+    form, a, b, c, beta = cost
+    low = replicas // gpus
+    larger = replicas - low * gpus
+    most = low + (1 if larger > 0 else 0)
+    slope = beta / gpus
+    if form == MAX:
+        if a + b * most >= c + slope * tokens:
+            return a + b * most, 0.0
+        return c, slope
+    if form != P2:
+        if b * most >= (b * replicas + beta * tokens) / gpus:
+            return a + b * most, 0.0
+        return a + b * replicas / gpus, slope
+    if beta == 0.0:
+        return a + b * most, 0.0
+    # Σ_i sqrt(T² − (b·c_i)²) = β·tokens by a few steps of Newton's method from even shares of the
+    # replicas. Wherever they end, the tangent at the tokens computed within that T is one.
+    x, y = b * low, b * most
+    above = max(math.hypot(b * replicas / gpus, slope * tokens), y * (1.0 + 1e-9))
+    if above <= 0.0:
+        return a, 0.0
+    for step in range(_NEWTON + 1):
+        within_x = math.sqrt((above - x) * (above + x))
+        within_y = math.sqrt((above - y) * (above + y))
+        taken = (gpus - larger) * within_x
+        rise = (gpus - larger) * above / within_x
+        if larger > 0:
+            taken += larger * within_y
+            rise += larger * above / within_y
+        if larger == 0 or step == _NEWTON:
+            break
+        above += (beta * tokens - taken) / rise
+        if above <= y * (1.0 + 1e-9):
+            return a + y, 0.0
+    slope = beta / rise
+    return a + above - slope * taken / beta, slope

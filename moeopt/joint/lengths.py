@@ -13,8 +13,9 @@ of them caches at least ``ceil(KV(t) / their number)`` bytes, and that limits th
 
 A node gives every wave a range of lengths; S and δ take their least values in it, the waves
 longer than t their largest number. Everything above is monotone, so that is a bound of the node.
-Nodes are taken best first; a node with one length a wave is not divided further, and the first such
-node taken ends the search. Ended earlier, the least bound of the open nodes holds.
+Nodes are taken best first. A node with one length a wave is bounded again, wave by wave, and
+divided by the numbers of requests (:mod:`moeopt.joint.wave_ranges`); the first one that lacks
+nothing worth it ends the search. Ended earlier, the least bound of the open nodes holds.
 """
 
 from __future__ import annotations
@@ -23,14 +24,19 @@ import heapq
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count as counter
 
 import numpy as np
 
 from moeopt.joint.memory import memory_of, request_classes
 from moeopt.joint.step_function import StepBound, StepFunction
+from moeopt.joint.wave_ranges import WaveRanges, parts, whole
+from moeopt.joint.waves_program import WavesProgram
 from moeopt.problem import ProblemData
+
+#: A leaf is final if its layers lack no more of its bound.
+_WORTH = 1e-3
 
 # Sums of a few thousand terms, each rounded once or twice: far below this.
 _SAFE = 1.0 - 2.0**-30
@@ -45,8 +51,8 @@ class LengthsBound:
     value : float
         Microseconds (expert-time units for ``unit``); ``inf`` if no waves can hold the requests.
     lengths : tuple of int or None
-        Decode steps of each wave (0: not used) where the bound is attained; None if the search
-        was cut off.
+        Decode steps of each wave (0: not used) worth a plan: where the bound is attained or, if the
+        search was cut off, the best seen; None if none was.
     nodes : int
         Bounds of nodes that were computed.
     """
@@ -62,6 +68,7 @@ class _Node:
 
     low: tuple[int, ...]
     high: tuple[int, ...]
+    waves: WaveRanges | None = None
 
     @property
     def is_leaf(self) -> bool:
@@ -109,6 +116,10 @@ class _Search:
         else:
             self.candidates = [[0, steps] for steps in data.wave_steps]
         self.nodes = 0
+        self.program = WavesProgram(data)
+        #: Least estimate of a leaf, and its lengths.
+        self.estimate = math.inf
+        self.promising: tuple[int, ...] | None = None
 
     # --- nodes
 
@@ -178,7 +189,12 @@ class _Search:
         tokens = np.einsum("c,cle->le", mean, requests.usage)
         several = sum(i > 0 for i in node.high) > 1
         bound = self.step.bound(
-            tokens, float(mean @ requests.kv_mib), replicas, mean=several, quick=quick
+            tokens,
+            float(mean @ requests.kv_mib),
+            replicas,
+            mean=several,
+            fixed=node.is_leaf,
+            quick=quick,
         )
         return total * bound.step_us * _SAFE, bound
 
@@ -189,6 +205,32 @@ class _Search:
             fitting = [d for d in lengths[low : high + 1] if d >= output]
             least = min([least, *fitting[:1]])
         return int(least)
+
+    # --- leaves
+
+    def lengths(self, leaf: _Node) -> tuple[int, ...]:
+        """Length of each wave."""
+        return tuple(c[i] for c, i in zip(self.candidates, leaf.low, strict=True))
+
+    def is_final(self, leaf: _Node) -> bool:
+        """Whether dividing the leaf would not raise its bound by much."""
+        if sum(i > 0 for i in leaf.low) == 1 or self.data.uniform_slots:
+            return True  # the mean step is the step
+        return leaf.waves is not None and leaf.waves.is_final
+
+    def refine(self, leaf: _Node) -> list[_Node]:
+        """Bound a leaf by its waves; one that is, in parts by their numbers of requests."""
+        if leaf.waves is None:
+            used = tuple(d for d in self.lengths(leaf) if d)
+            first = whole(self.program, used)
+            divided = [] if first is None else [first]
+        else:
+            divided = parts(self.program, leaf.waves)
+        self.nodes += len(divided)
+        for waves in divided:
+            if waves.bound.requests is not None and waves.estimate < self.estimate:
+                self.estimate, self.promising = waves.estimate, self.lengths(leaf)
+        return [replace(leaf, waves=waves) for waves in divided]
 
     # --- search
 
@@ -212,15 +254,21 @@ class _Search:
                 best = bound
                 on_bound(best)
             if best >= enough or time.monotonic() > deadline or stop():
-                return LengthsBound(best, None, self.nodes)
+                return LengthsBound(best, self.promising, self.nodes)
             if not sharp:
                 value = max(bound, self.value(node, quick=False)[0])
                 if value < math.inf:
                     heapq.heappush(heap, (value, next(order), True, node))
                 continue
             if node.is_leaf:
-                lengths = [c[i] for c, i in zip(self.candidates, node.low, strict=True)]
-                return LengthsBound(bound, tuple(lengths), self.nodes)
+                if self.is_final(node):
+                    lengths = self.promising or self.lengths(node)
+                    return LengthsBound(bound, lengths, self.nodes)
+                for child in self.refine(node):
+                    assert child.waves is not None
+                    value = max(bound, child.waves.bound.value)
+                    heapq.heappush(heap, (value, next(order), True, child))
+                continue
             for child in self.divide(node):
                 value = max(bound, self.value(child, quick=True)[0])
                 if value < math.inf:

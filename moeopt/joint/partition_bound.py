@@ -58,6 +58,22 @@ def partition_bounds(cost: Any, tokens: Any, charges: Any, tree: int, gpus: int)
                 p += charges[e]
         for k in range(1, gpus + 1):
             alone[subset, k] = shared_time(cost, p + tree * (k - 1), k, w)
+    return best_partitions(alone, experts, gpus)
+
+
+@njit(cache=True, nogil=True)
+def best_partitions(alone: Any, experts: int, gpus: int) -> Any:
+    """Least, over all partitions and numbers of GPUs, of the largest value of a group.
+
+    Parameters
+    ----------
+    alone : float array, shape (2**E, G + 1)
+        Value of each set of experts (a bit each) on so many GPUs; must not increase with these.
+
+    Returns
+    -------
+    As :func:`partition_bounds`.
+    """
     time = np.full(gpus, np.inf)
     group_of = np.zeros((gpus, experts), dtype=np.int64)
     size_of = np.zeros((gpus, experts), dtype=np.int64)

@@ -15,6 +15,8 @@ from moeopt.problem import IntArray
 
 #: Most exchanges of requests between GPUs.
 _EXCHANGES = 400
+#: Classes up to which several requests are exchanged at once.
+_FEW_CLASSES = 24
 
 
 def label_gpus(hosts: list[np.ndarray], free_mib: np.ndarray, expert_mib: float) -> list[IntArray]:
@@ -81,27 +83,31 @@ def _place(counts: IntArray, left: IntArray, kv: IntArray, *, level: bool) -> In
 
 
 def _level(z: IntArray, room: IntArray, used: IntArray, kv: IntArray) -> None:
-    """Exchange requests of the GPU with the largest cache for smaller ones, or none; in place."""
-    classes = len(kv)
-    smaller = np.append(kv, 0)  # the last one: nothing comes back
-    change = kv[:, None] - smaller[None, :]
+    """Exchange requests of the GPU with the largest cache for smaller ones, or none; in place.
+
+    Up to two of one class go, up to three of another come back; of many classes one and one.
+    """
+    few = len(kv) <= _FEW_CLASSES
+    gone = [(i, c) for i in ((1, 2) if few else (1,)) for c in range(len(kv))]
+    back = [(0, 0)] + [(j, d) for j in ((1, 2, 3) if few else (1,)) for d in range(len(kv))]
+    (give, from_class), (take, of_class) = np.array(gone).T, np.array(back).T
+    change = (give * kv[from_class])[:, None] - (take * kv[of_class])[None, :]
     for _ in range(_EXCHANGES):
         g = int(used.argmax())
         best, at = int(used[g]), (-1, -1, -1)
         for h in np.flatnonzero(used < used[g]).tolist():
-            allowed = (z[:, g] > 0)[:, None] & np.append(z[:, h] > 0, True)[None, :]
+            allowed = (z[from_class, g] >= give)[:, None] & (z[of_class, h] >= take)[None, :]
             allowed &= (change > 0) & (change <= room[h])
             after = np.maximum(used[g] - change, used[h] + change)
             after = np.where(allowed, after, np.iinfo(np.int64).max)
-            c, d = divmod(int(after.argmin()), classes + 1)
-            if after[c, d] < best:
-                best, at = int(after[c, d]), (h, c, d)
-        h, c, d = at
+            i, j = divmod(int(after.argmin()), len(back))
+            if after[i, j] < best:
+                best, at = int(after[i, j]), (h, i, j)
+        h, i, j = at
         if h < 0:
             return
         for gpu, sign in ((g, -1), (h, 1)):
-            z[c, gpu] += sign
-            if d < classes:
-                z[d, gpu] -= sign
-            used[gpu] += sign * change[c, d]
-            room[gpu] -= sign * change[c, d]
+            z[from_class[i], gpu] += sign * give[i]
+            z[of_class[j], gpu] -= sign * take[j]
+            used[gpu] += sign * change[i, j]
+            room[gpu] -= sign * change[i, j]

@@ -77,6 +77,7 @@ class StepFunction:
         replicas: int,
         *,
         mean: bool,
+        fixed: bool = True,
         quick: bool = False,
     ) -> StepBound:
         """Bound the mean step of waves.
@@ -91,6 +92,9 @@ class StepFunction:
             Most additional replicas in all layers.
         mean : bool
             Whether there may be several waves.
+        fixed : bool
+            Whether the sum of the waves' steps is known. If not, the bound times the steps must not
+            fall as they rise: then the fullest GPU is taken to hold the mean of the cache.
         quick : bool
             Leave out the enumeration of partitions.
         """
@@ -110,19 +114,20 @@ class StepFunction:
             groups.append(found)
         if data.uniform_slots:
             total, chosen = self._uniform(table, tokens, replicas, mean)
-            total += float(self._attention(cache_mib, np.zeros(1, dtype=np.int64))[0])
+            total += float(self._attention(cache_mib, np.zeros(1, dtype=np.int64), fixed)[0])
         else:
             used = np.arange(min(replicas, table.size) + 1)
-            total, chosen = share_out(table, replicas, self._attention(cache_mib, used))
+            attention = self._attention(cache_mib, used, fixed)
+            total, chosen = share_out(table, replicas, attention)
         return StepBound(total, chosen, table, groups)
 
-    def _attention(self, cache_mib: float, replicas: IntArray) -> FloatArray:
+    def _attention(self, cache_mib: float, replicas: IntArray, fixed: bool) -> FloatArray:
         """Least attention time with so many additional replicas in all, elementwise."""
         data = self.data
         assert data.free_mib is not None
         level = cache_mib / data.gpus
         largest = np.full(len(replicas), level)
-        if len(set(data.free_mib.tolist())) == 1 and not data.uniform_slots:
+        if fixed and len(set(data.free_mib.tolist())) == 1 and not data.uniform_slots:
             each, more = np.divmod(data.layers * data.experts + replicas, data.gpus)
             beside = float(data.free_mib[0]) - data.expert_mib * (each + 1)
             others = (cache_mib - more * np.maximum(beside, 0.0)) / (data.gpus - more)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ MIP_ABSOLUTE_GAP = 1e-9
 #: HiGHS drops smaller coefficients (1e-9 unless told); 1e-12 is the least it allows.
 SMALL_MATRIX_VALUE = 1e-12
 PROGRESS_INTERVAL_S = 0.2
+#: Share of the time limit, and seconds, that completing a start may take.
+START_SHARE, START_LIMIT_S = 0.2, 10.0
 
 _ENDS: dict[str, tuple[TerminationReason, Limit | None]] = {
     "kOptimal": ("optimal", None),
@@ -121,7 +124,7 @@ def solve(
     _pass_model(highspy, highs, model)
     is_mip = bool(model.integer.any())
     if is_mip and start is not None:
-        _pass_start(highspy, highs, model, start)
+        _pass_start(highspy, highs, model, start, settings)
     watch = _Callbacks(highspy, highs, is_mip, emit, stop, log_path, began)
     try:
         status = highs.run()
@@ -210,15 +213,36 @@ def _pass_model(highspy: Any, highs: Any, model: LinearModel) -> None:
         )
 
 
-def _pass_start(highspy: Any, highs: Any, model: LinearModel, start: FloatArray) -> None:
-    known = np.flatnonzero(np.isfinite(start))
-    if not len(known):
+def _pass_start(
+    highspy: Any, highs: Any, model: LinearModel, start: FloatArray, settings: SolveSettings
+) -> None:
+    """Give HiGHS a complete start.
+
+    It would complete a partial one itself, by a solve with the given columns fixed, and would
+    report the bounds of that solve through the same callbacks as if they were the problem's.
+    """
+    known = np.isfinite(start)
+    if not known.any():
         return
     values = np.clip(start[known], model.lower[known], model.upper[known])
     whole = model.integer[known]
     values[whole] = np.round(values[whole])
-    status = highs.setSolution(len(known), known.astype(np.int32), values)
-    if status == highspy.HighsStatus.kError:
+    if not known.all():
+        lower, upper = model.lower.copy(), model.upper.copy()
+        lower[known] = upper[known] = values
+        helper = highspy.Highs()
+        limit = START_SHARE * (settings.time_limit_s or math.inf)
+        _set_options(helper, replace(settings, time_limit_s=min(limit, START_LIMIT_S)), logs=False)
+        _pass_model(highspy, helper, replace(model, lower=lower, upper=upper))
+        helper.run()
+        if helper.getInfo().primal_solution_status != int(
+            highspy.SolutionStatus.kSolutionStatusFeasible
+        ):
+            return  # no plan of the formulation agrees with it
+        values = np.array(helper.getSolution().col_value, dtype=np.float64)
+    solution = highspy.HighsSolution()
+    solution.col_value = values.tolist()
+    if highs.setSolution(solution) == highspy.HighsStatus.kError:
         raise SolverError("highs does not take the warm start")
 
 
