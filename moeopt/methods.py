@@ -10,12 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from moeopt.problem import ProblemData
-from moeopt.proving import LayerProof, Method, OnBound, Stop, one_layer
-
-Hosts = npt.NDArray[np.bool_] | None
+from moeopt.proving import LayerProof, Method, Task, one_layer
 
 #: Exhaustive search of placements is quick up to about so many experts.
 FEW_EXPERTS = 16
@@ -59,21 +56,14 @@ def _group_fits(*layer: Any) -> str | None:
     return unsupported(*layer)
 
 
-def _group_run(
-    layer: ProblemData,
-    upper: float | None,
-    hosts: Hosts,
-    time_limit_s: float,
-    stop: Stop,
-    on_bound: OnBound,
-) -> LayerProof:
+def _group_run(layer: ProblemData, task: Task) -> LayerProof:
     from moeopt.proofs.group_search import group_search
 
     found = group_search(
         *_arguments(layer),
-        upper=float("inf") if upper is None else upper,
-        time_limit_s=time_limit_s,
-        stop=stop,
+        upper=float("inf") if task.upper is None else task.upper,
+        time_limit_s=task.time_limit_s,
+        stop=task.stop,
     )
     return LayerProof(found.lower, found.hosts)
 
@@ -95,23 +85,16 @@ def _columns_fit(layer: ProblemData) -> str | None:
     return supports(*_arguments(layer))
 
 
-def _columns_run(
-    layer: ProblemData,
-    upper: float | None,
-    hosts: Hosts,
-    time_limit_s: float,
-    stop: Stop,
-    on_bound: OnBound,
-) -> LayerProof:
+def _columns_run(layer: ProblemData, task: Task) -> LayerProof:
     from moeopt.proofs.columns import column_bound
 
     found = column_bound(
         *_arguments(layer),
         replicas=layer.problem == "replication",
-        upper=upper,
-        time_limit_s=time_limit_s,
-        stop=stop,
-        on_bound=on_bound,
+        upper=task.upper,
+        time_limit_s=task.time_limit_s,
+        stop=task.stop,
+        on_bound=task.on_bound,
     )
     better = None
     if layer.problem == "placement" and found.sets:
@@ -143,14 +126,7 @@ def _patterns_fit(*layer: Any) -> str | None:
     return None
 
 
-def _patterns_run(
-    layer: ProblemData,
-    upper: float | None,
-    hosts: Hosts,
-    time_limit_s: float,
-    stop: Stop,
-    on_bound: OnBound,
-) -> LayerProof:
+def _patterns_run(layer: ProblemData, task: Task) -> LayerProof:
     import threading
 
     from moeopt.lattice_lift import lift
@@ -158,16 +134,16 @@ def _patterns_run(
     from moeopt.solvers.supervise import run_job
 
     event = threading.Event()
-    if stop():
+    if task.stop():
         event.set()
     outcome = run_job(
         one_layer(layer, 0),
         "placement_patterns",
         "pdlp",
-        SolveSettings(time_limit_s=time_limit_s),
+        SolveSettings(time_limit_s=task.time_limit_s),
         relax=True,
         stop=event,
-        on_progress=lambda progress: event.set() if stop() else None,
+        on_progress=lambda progress: event.set() if task.stop() else None,
     )
     result = outcome.result
     if result is None or result.dual_bound is None:
@@ -192,22 +168,15 @@ def _psd_fits(*layer: Any) -> str | None:
     return supports(*layer)
 
 
-def _psd_run(
-    layer: ProblemData,
-    upper: float | None,
-    hosts: Hosts,
-    time_limit_s: float,
-    stop: Stop,
-    on_bound: OnBound,
-) -> LayerProof:
+def _psd_run(layer: ProblemData, task: Task) -> LayerProof:
     from moeopt.proofs.psd import psd_bound
 
     found = psd_bound(
         *_arguments(layer),
-        upper=upper,
-        time_limit_s=time_limit_s,
-        stop=stop,
-        on_bound=on_bound,
+        upper=task.upper,
+        time_limit_s=task.time_limit_s,
+        stop=task.stop,
+        on_bound=task.on_bound,
     )
     return LayerProof(found.value)
 
@@ -229,25 +198,18 @@ def _pairs_fit(*layer: Any) -> str | None:
     return supports(*layer)
 
 
-def _pairs_run(
-    layer: ProblemData,
-    upper: float | None,
-    hosts: Hosts,
-    time_limit_s: float,
-    stop: Stop,
-    on_bound: OnBound,
-) -> LayerProof:
+def _pairs_run(layer: ProblemData, task: Task) -> LayerProof:
     from moeopt.proofs.pair_search import pair_search
 
-    if upper is None:
+    if task.upper is None:
         return LayerProof(0.0)  # its ladder of targets needs a plan to start from
     found = pair_search(
         *_arguments(layer),
-        upper=upper,
-        incumbent=hosts,
-        time_limit_s=time_limit_s,
-        stop=stop,
-        on_bound=on_bound,
+        upper=task.upper,
+        incumbent=task.hosts,
+        time_limit_s=task.time_limit_s,
+        stop=task.stop,
+        on_bound=task.on_bound,
     )
     return LayerProof(found.lower, found.hosts)
 

@@ -39,6 +39,30 @@ class LayerProof:
 
 
 @dataclass(frozen=True)
+class Task:
+    """What a method is asked for beside its layer.
+
+    Attributes
+    ----------
+    upper : float or None
+        Value of the best plan known.
+    hosts : bool array, shape (E, G), or None
+        That plan.
+    time_limit_s : float
+    stop : callable
+        Whether to end at once.
+    on_bound : callable
+        To be called with better bounds on the way.
+    """
+
+    upper: float | None
+    hosts: npt.NDArray[np.bool_] | None
+    time_limit_s: float
+    stop: Stop
+    on_bound: OnBound
+
+
+@dataclass(frozen=True)
 class Method:
     """A way to prove lower bounds of one layer.
 
@@ -47,14 +71,13 @@ class Method:
     fits : callable
         None, or why the method does not take the (one-layer) data, in words.
     run : callable
-        ``run(layer, upper, hosts, time_limit_s, stop, on_bound)``; ``upper`` is the value of the
-        best plan ``hosts`` known.
+        ``run(layer, task)``.
     """
 
     name: str
     proof: str
     fits: Callable[[ProblemData], str | None]
-    run: Callable[..., LayerProof]
+    run: Callable[[ProblemData, Task], LayerProof]
 
 
 @dataclass
@@ -174,14 +197,14 @@ def prove(
             left = pass_end - (time.monotonic() - begin)
             if left <= 0 or stop():
                 break
-            proof = method.run(
-                layers[l],
+            task = Task(
                 uppers[l],
                 None if hosts is None else hosts[l],
                 left / (len(waiting) - position),
                 stop,
-                lambda value, l=l, name=method.name: raised(l, value, name),
+                lambda value, l=l, name=method.name: raised(l, value, name),  # type: ignore[misc]
             )
+            proof = method.run(layers[l], task)
             raised(l, proof.value, method.name)
             if proof.hosts is not None and hosts is not None:
                 value = float(layer_values(layers[l], proof.hosts[None])[0])

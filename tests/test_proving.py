@@ -18,9 +18,9 @@ from moeopt.proving import LayerProof, Method, layer_values, one_layer, prove, w
 
 
 def constant(name, value, hosts=None, seconds=0.0):
-    def run(layer, upper, plan, time_limit_s, stop, on_bound):
+    def run(layer, task):
         time.sleep(seconds)
-        on_bound(value / 2)
+        task.on_bound(value / 2)
         return LayerProof(value, hosts)
 
     return Method(name, "made up", lambda layer: None, run)
@@ -59,9 +59,9 @@ def test_closed_layers_are_left(data):
     calls = []
     method = constant("exact", 0.0)
 
-    def run(layer, upper, plan, time_limit_s, stop, on_bound):
-        calls.append(upper)
-        return LayerProof(upper)
+    def run(layer, task):
+        calls.append(task.upper)
+        return LayerProof(task.upper)
 
     exact = replace(method, run=run)
     prove(data, [exact, exact], hosts=hosts, time_limit_s=10)

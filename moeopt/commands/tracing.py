@@ -50,7 +50,7 @@ def trace_show(
     """Show a trace: what it is, how uneven its loads are, how they drift."""
     from moeopt.make.traces_shipped import ARRIVALS, ROUTING
     from moeopt.summary import print_description
-    from moeopt.trace.showing import describe_trace, kind_of, plot_skew
+    from moeopt.trace.showing import describe_trace, kind_of
 
     if kind_of(trace) is None:
         raise InputError(
@@ -60,6 +60,7 @@ def trace_show(
     if plot is not None:
         from moeopt.files import write_bytes_atomic
         from moeopt.report.plot_style import ending_of, figure_bytes
+        from moeopt.trace.plot_skew import plot_skew
 
         ending = ending_of(plot)
         require_writable(plot, force)

@@ -8,7 +8,8 @@ at least ``δ_c`` steps, so ``Σ_w D_w n_cw >= m_c δ_c``. By Jensen's inequalit
     Σ_w D_w τ_w  >=  S·τ(Σ_w D_w n_w / S)  >=  S·τ(m δ / S)
 
 as a step does not get faster with more tokens. The right-hand side does not decrease in S (S·f(A,
-N/S) does not), nor in any δ_c. Waves with ``D_w >= t`` hold all requests with ``O_c >= t``, so one
+N/S) does not; nor does attention, if the fullest GPU counts as the mean one until S is known), nor
+in any δ_c. Waves with ``D_w >= t`` hold all requests with ``O_c >= t``, so one
 of them caches at least ``ceil(KV(t) / their number)`` bytes, and that limits the replicas.
 
 A node gives every wave a range of lengths; S and δ take their least values in it, the waves

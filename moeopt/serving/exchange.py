@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from moeopt.checker import CheckReport, check_solution
 from moeopt.errors import InputError
 from moeopt.files import write_bytes_atomic
 from moeopt.instance import Instance
 from moeopt.prepare import prepare
 from moeopt.serving.formats import FORMATS, Format
-from moeopt.serving.layout import BoolArray, Layout, fill, layout_from_rows, layout_of
+from moeopt.serving.layout import Layout, fill, layout_from_rows, layout_of
 from moeopt.solution import Solution
 
 
@@ -62,7 +60,11 @@ def export_plan(
         hosts = fill(hosts, data.load, slots)
         # A plan without replicas is none any more.
         problem = "replication" if solution.problem == "placement" else solution.problem
-        changed = {"hosts": solution_hosts(hosts), "problem": problem, "dispatch": None}
+        changed = {
+            "hosts": Solution.from_arrays(data, hosts).hosts,
+            "problem": problem,
+            "dispatch": None,
+        }
         report = check_solution(prepare(instance, problem), solution.model_copy(update=changed))
         _require_feasible(report, "no room for the replicas added")
     layout = layout_of(instance, hosts)
@@ -100,11 +102,6 @@ def import_plan(
     if problem is None:
         problem = "replication" if layout.slots > layout.experts else "placement"
     return Solution.from_arrays(prepare(instance, problem), layout.hosts)
-
-
-def solution_hosts(hosts: BoolArray) -> list[list[list[int]]]:
-    """GPUs of each expert as nested lists, from a bool array (L, E, G)."""
-    return [[np.flatnonzero(expert).tolist() for expert in layer] for layer in hosts]
 
 
 def _require_feasible(report: CheckReport, why: str) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from moeopt.balance.hosts import hosts_of, plan_of
 from moeopt.errors import InputError
 from moeopt.instance import Instance
 from moeopt.problem import FloatArray, IntArray
@@ -56,25 +57,17 @@ class Layout:
     @property
     def hosts(self) -> BoolArray:
         """GPUs that hold each expert, shape (L, E, G)."""
-        hosts = np.zeros((len(self.layers), self.experts, self.gpus), dtype=bool)
-        gpu_of_slot = np.arange(self.slots) // self.slots_per_gpu
-        for l, row in enumerate(self.experts_of_slots):
-            hosts[l, row, gpu_of_slot] = True
-        return hosts
+        slots = np.full(self.gpus, self.slots_per_gpu)
+        return hosts_of(self.experts_of_slots, slots, self.experts)
 
     def duplicates(self) -> list[str]:
         """Say where a GPU holds two copies of one expert."""
         rows = self.experts_of_slots.reshape(len(self.layers), self.gpus, self.slots_per_gpu)
-        return (
-            [
-                f"layer {self.layers[l]}: GPU {g} holds two copies of an expert"
-                for l, g in np.argwhere(
-                    np.diff(np.sort(rows, axis=2), axis=2).min(axis=2) == 0
-                ).tolist()
-            ]
-            if self.slots_per_gpu > 1
-            else []
-        )
+        gaps = np.diff(np.sort(rows, axis=2), axis=2).min(axis=2, initial=1)
+        return [
+            f"layer {self.layers[l]}: GPU {g} holds two copies of an expert"
+            for l, g in np.argwhere(gaps == 0).tolist()
+        ]
 
 
 def layout_of(instance: Instance, hosts: BoolArray) -> Layout:
@@ -98,10 +91,7 @@ def layout_of(instance: Instance, hosts: BoolArray) -> Layout:
     if uneven:
         hint = "serving systems load equally many on every GPU and layer; --fill adds replicas"
         raise InputError([*_shortened(uneven), hint])
-    rows = [
-        np.concatenate([np.flatnonzero(plan[:, g]) for g in range(plan.shape[1])]) for plan in hosts
-    ]
-    return _layout(instance, np.array(rows, dtype=np.int64))
+    return _layout(instance, plan_of(hosts, np.full(hosts.shape[2], slots)))
 
 
 def layout_from_rows(instance: Instance, rows: Sequence[Sequence[int]], place: str) -> Layout:

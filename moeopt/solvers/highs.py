@@ -124,7 +124,10 @@ def solve(
     _pass_model(highspy, highs, model)
     is_mip = bool(model.integer.any())
     if is_mip and start is not None:
-        _pass_start(highspy, highs, model, start, settings)
+        _pass_start(highspy, highs, model, start, settings, stop)
+        if settings.time_limit_s is not None:
+            left = settings.time_limit_s - (time.monotonic() - began)
+            highs.setOptionValue("time_limit", max(0.0, left))
     watch = _Callbacks(highspy, highs, is_mip, emit, stop, log_path, began)
     try:
         status = highs.run()
@@ -214,7 +217,12 @@ def _pass_model(highspy: Any, highs: Any, model: LinearModel) -> None:
 
 
 def _pass_start(
-    highspy: Any, highs: Any, model: LinearModel, start: FloatArray, settings: SolveSettings
+    highspy: Any,
+    highs: Any,
+    model: LinearModel,
+    start: FloatArray,
+    settings: SolveSettings,
+    stop: Stop,
 ) -> None:
     """Give HiGHS a complete start.
 
@@ -234,7 +242,10 @@ def _pass_start(
         limit = START_SHARE * (settings.time_limit_s or math.inf)
         _set_options(helper, replace(settings, time_limit_s=min(limit, START_LIMIT_S)), logs=False)
         _pass_model(highspy, helper, replace(model, lower=lower, upper=upper))
+        watch = _Callbacks(highspy, helper, True, lambda event: None, stop, None, time.monotonic())
         helper.run()
+        if watch.error is not None:
+            raise watch.error
         if helper.getInfo().primal_solution_status != int(
             highspy.SolutionStatus.kSolutionStatusFeasible
         ):

@@ -1,4 +1,4 @@
-"""A trace for people: what it is, how uneven, as a description and as a plot."""
+"""A trace for people: what it is, and how uneven."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
 
 from moeopt.errors import InputError
 from moeopt.make.traces_shipped import ARRIVALS, ROUTING, read_arrivals, read_trace
-from moeopt.report.plot_style import COLOURS, HEAT, in_style, new_axes
 from moeopt.trace.loads import read_load_trace
 from moeopt.trace.skew import Skew, skew_of_choices, skew_of_loads
 
@@ -58,7 +56,7 @@ def describe_trace(name_or_path: str | os.PathLike[str]) -> dict[str, dict[str, 
                 "output tokens": _spread(arrivals.output_tokens),
             },
         }
-    load, skew, section = _measured(name_or_path)
+    load, skew, section = measured(name_or_path)
     mean = load / load.mean(axis=1, keepdims=True)
     skews = {
         "largest / mean load of a layer": f"median {np.median(skew.peak):.2f}, "
@@ -76,39 +74,8 @@ def describe_trace(name_or_path: str | os.PathLike[str]) -> dict[str, dict[str, 
     return {"trace": section, "skew": skews}
 
 
-@in_style
-def plot_skew(name_or_path: str | os.PathLike[str]) -> Figure:
-    """Draw the loads of a trace: a heat map of layers × experts, sorted, and the curves.
-
-    Raises
-    ------
-    InputError
-        A trace of arrivals, which has no loads.
-    """
-    if kind_of(name_or_path) == "arrivals":
-        raise InputError(f"{name_or_path}: a trace of arrivals has no loads to draw")
-    load, skew, _ = _measured(name_or_path)
-    share = np.sort(load / load.mean(axis=1, keepdims=True), axis=1)[:, ::-1]
-    figure, (heat, peak, drift) = new_axes(7.0, 2.8, 1, 3)
-    image = heat.imshow(share, cmap=HEAT, aspect="auto", interpolation="nearest", vmin=0)
-    heat.grid(False)
-    heat.set(xlabel="experts, heaviest first", ylabel="layer", title="load / mean load")
-    figure.colorbar(image, ax=heat, shrink=0.9)
-    layers = np.arange(len(load))
-    for axes, values, colour, title in (
-        (peak, skew.peak, COLOURS[0], "largest / mean load"),
-        (drift, skew.drift * 100, COLOURS[1], "drift between the halves, %"),
-    ):
-        axes.barh(layers, values, color=colour, height=0.8)
-        axes.set_ylim(heat.get_ylim())
-        axes.tick_params(labelleft=False, left=False)
-        axes.set_title(title)
-    peak.axvline(1.0, color="black", linewidth=0.6)
-    return figure
-
-
-def _measured(name_or_path: str | os.PathLike[str]) -> tuple[FloatArray, Skew, dict[str, Any]]:
-    """Total loads (L, E), skew, and what the trace is."""
+def measured(name_or_path: str | os.PathLike[str]) -> tuple[FloatArray, Skew, dict[str, Any]]:
+    """Return total loads (L, E), skew, and what the trace is; of loads or choices."""
     if kind_of(name_or_path) == "choices":
         trace = read_trace(name_or_path)
         section = {
