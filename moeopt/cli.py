@@ -35,6 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+#: Exit status after Ctrl-C where there is nothing to keep.
+INTERRUPTED = 130
+
 #: Commands in the order of the help.
 COMMANDS: dict[str, Callable[..., None]] = {
     "solve": solving.solve,
@@ -99,6 +102,12 @@ def run(command: Callable[[], None]) -> int:
         # The reader of our output (head, less) left: nothing to say, and nowhere to say it.
         sys.stderr.close()
         return 0
+    except SystemError as error:
+        # A compiled kernel that Ctrl-C met says so in its own way.
+        if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            raise
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     return 0

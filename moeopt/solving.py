@@ -6,12 +6,8 @@ a lower bound above a checked upper bound is an error, never a clamp.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -20,6 +16,7 @@ from moeopt.catalog import read_instance
 from moeopt.choosing import Choice, choose, is_small
 from moeopt.errors import InputError
 from moeopt.instance import Instance
+from moeopt.interrupt import interruptible
 from moeopt.methods import methods_for
 from moeopt.prepare import explain_infeasible, prepare
 from moeopt.problem import PROBLEMS, ProblemData
@@ -126,7 +123,7 @@ def solve(
     if isinstance(start, Solution):
         run.offer(start, "the given start")
     outcome: WorkerOutcome | None = None
-    with _interruptible() as stop:
+    with interruptible() as stop:
         run.bound()
         if problem == "joint" and formulation is None and not run.closed(gap):
             run.bound_lengths(LENGTHS_SHARE * time_limit_s, gap, stop)
@@ -186,23 +183,3 @@ def _settings(
         seed=seed,
         options=options,
     )
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event; a second one interrupts as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def on_interrupt(signum: int, frame: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from moeopt.cli import run
+
 HERE = Path(__file__).parent
 SMOKE = HERE.parent / "instances" / "smoke"
 PAIRS = "smoke_replication_pairs"
@@ -245,3 +247,19 @@ def test_instance_make_rebuilds_the_shipped_files(tmp_path):
         assert path.read_bytes() == (HERE.parent / "instances" / "real" / path.name).read_bytes()
     again = moeopt("instance", "make", "dbrx", "-o", tmp_path)
     assert again.returncode == 0  # the same content: nothing is lost
+
+
+def test_an_interrupted_kernel_is_one_line(capsys):
+    def kernel():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    def defect():
+        raise SystemError("something else")
+
+    assert run(kernel) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(SystemError, match="something else"):
+        run(defect)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 import typer
@@ -106,3 +107,28 @@ def test_sensitivity_table_and_json(capsys, tmp_path):
     table = capsys.readouterr().out
     assert "+0.003 GiB, all to KV cache" in table
     assert "eplica" in table
+
+
+@pytest.mark.parametrize(
+    ("command", "progress"), [("front", "_progress"), ("sensitivity", "_case_done")]
+)
+def test_an_interrupt_keeps_what_is_there(command, progress, capsys, monkeypatch):
+    said = getattr(fronting, progress)
+    shown = []
+
+    def interrupt(found):
+        if not shown:
+            signal.raise_signal(signal.SIGINT)
+        shown.append(found)
+        return said(found)
+
+    monkeypatch.setattr(fronting, progress, interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    assert moeopt(command, NAME, "--json") == 0
+    assert signal.getsignal(signal.SIGINT) is before
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert document["interrupted"] is True
+    found = document["points"] if command == "front" else document["cases"]
+    assert any("step_us" in (point.get("plan") or point) for point in found)
+    assert "interrupted" in printed.err

@@ -22,6 +22,7 @@ from moeopt.commands.arguments import (
 )
 from moeopt.errors import InputError
 from moeopt.files import write_bytes_atomic
+from moeopt.interrupt import interruptible
 
 if TYPE_CHECKING:
     from moeopt.front.plans import SteadyPlan
@@ -37,6 +38,7 @@ TpotOpt = Annotated[
 LimitOpt = Annotated[
     float, typer.Option("--time-limit", "-t", help="Seconds, for plans; what is there is printed.")
 ]
+_INTERRUPTED = "interrupted: what was found until then follows"
 _NOTE = "decoding only: prefill and communication are not counted"
 
 
@@ -83,20 +85,24 @@ def front(
     if points is None:
         points = len(limits_us) if tpot else 16
     steady = steady_state(read)
-    found = points_of(
-        Envelope(steady),
-        Planner(steady, seed=seed, deadline=deadline),
-        points=points,
-        limits_us=limits_us,
-        close=gap,
-        on_point=lambda point: print(_progress(point), file=sys.stderr),
-    )
+    with interruptible() as stop:
+        found = points_of(
+            Envelope(steady),
+            Planner(steady, seed=seed, deadline=deadline, stop=stop.is_set),
+            points=points,
+            limits_us=limits_us,
+            close=gap,
+            on_point=lambda point: print(_progress(point), file=sys.stderr),
+        )
+    if stop.is_set():
+        print(_INTERRUPTED, file=sys.stderr)
     document = {
         "instance": read.name,
         "sha256": read.sha256,
         "form": steady.data.layer_time.form,
         "charged": steady.data.charged,
         "note": _NOTE,
+        "interrupted": stop.is_set(),
         "points": [_point(point) for point in found],
     }
     if plans is not None:
@@ -138,15 +144,19 @@ def sensitivity(
         raise InputError("--gib: must be positive")
     read = _instance(instance)
     limits_us = _limits_us(read, None if tpot is None else [tpot])
-    answer = ask(
-        read,
-        limit_us=limits_us[0] if limits_us else math.inf,
-        requests=requests,
-        gib=gib,
-        seed=seed,
-        deadline=time.monotonic() + time_limit,
-        on_case=lambda case: print(f"{case.name}: done", file=sys.stderr),
-    )
+    with interruptible() as stop:
+        answer = ask(
+            read,
+            limit_us=limits_us[0] if limits_us else math.inf,
+            requests=requests,
+            gib=gib,
+            seed=seed,
+            deadline=time.monotonic() + time_limit,
+            stop=stop.is_set,
+            on_case=lambda case: print(_case_done(case), file=sys.stderr),
+        )
+    if stop.is_set():
+        print(_INTERRUPTED, file=sys.stderr)
     now = answer.cases[0]
     pays = answer.pays
     if as_json:
@@ -155,6 +165,7 @@ def sensitivity(
             "tpot_limit_us": limits_us[0] if limits_us else None,
             "gib": gib,
             "note": _NOTE,
+            "interrupted": stop.is_set(),
             "cases": [_case(case, now) for case in answer.cases],
             "replicas_pay": None,
         }
@@ -244,6 +255,10 @@ def _case(case: Case, now: Case) -> dict[str, Any]:
 def _progress(point: Limited) -> str:
     reached = "no plan" if point.plan is None else f"{point.plan.throughput:,.0f} tokens/s"
     return f"{point.limit_us / 1e3:,.3f} ms: {reached}"
+
+
+def _case_done(case: Case) -> str:
+    return f"{case.name}: done"
 
 
 def _print_front(name: str, points: list[Limited]) -> None:

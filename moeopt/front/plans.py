@@ -61,18 +61,20 @@ class Planner:
         *,
         seed: int = 0,
         deadline: float = math.inf,
+        stop: Callable[[], bool] = lambda: False,
         on_plan: Callable[[SteadyPlan], None] = lambda plan: None,
     ) -> None:
         self.steady = steady
         self.seed = seed
         self.deadline = deadline
+        self.stop = stop
         self.on_plan = on_plan
         self.made: dict[int, SteadyPlan | None] = {}
 
     @property
     def late(self) -> bool:
-        """Whether the time is out."""
-        return time.monotonic() > self.deadline
+        """Whether the time is out, or somebody asked to stop."""
+        return self.stop() or time.monotonic() > self.deadline
 
     def plan(self, n: int) -> SteadyPlan | None:
         """Plan n requests; None if that fails, which proves nothing."""
@@ -93,7 +95,8 @@ class Planner:
         data = prepare(instance, "joint")
         assert data.requests is not None
         assert data.free_mib is not None
-        made = Assembler(data, self.seed).plan(data.requests.count[:, None], deadline=self.deadline)
+        counts = data.requests.count[:, None]
+        made = Assembler(data, self.seed).plan(counts, deadline=self.deadline, stop=self.stop)
         if made is None:
             return None
         report = check_solution(data, made[1])

@@ -103,6 +103,7 @@ def sensitivity(
     seed: int = 0,
     deadline: float = math.inf,
     close: float = _CLOSE,
+    stop: Callable[[], bool] = lambda: False,
     on_case: Callable[[Case], None] = lambda case: None,
 ) -> Sensitivity:
     """Re-solve with ``gib`` more and less memory on each GPU.
@@ -115,13 +116,16 @@ def sensitivity(
         Requests in flight before the change; those of the largest throughput if absent.
     deadline : float
         Of ``time.monotonic``, for plans: bounds and cases that need none follow in any case.
+    stop : callable
+        Whether to make no more plans.
 
     Raises
     ------
     InputError
         The requests do not fit, or no plan keeps the limit.
     """
-    before = _World(instance, 0.0, seed, deadline)
+    effort = _Effort(seed, deadline, stop)
+    before = _World(instance, 0.0, effort)
     if requests is None:
         best = largest_throughput(before.envelope, before.planner, limit_us, close=close).plan
         if best is None:
@@ -140,7 +144,7 @@ def sensitivity(
     more, less = gib * before.steady.data.gpus, -gib * before.steady.data.gpus
     for sign, change in (("+", more), ("-", less)):
         try:
-            world = _World(instance, change / before.steady.data.gpus, seed, deadline)
+            world = _World(instance, change / before.steady.data.gpus, effort)
         except InputError:  # not even one copy of every expert fits any more
             continue
         cached = before.requests_with(requests, change, world)
@@ -149,17 +153,28 @@ def sensitivity(
         add(world.free(f"{sign} best use", limit_us, close))
     add(before.fixed("KV to replicas", before.requests_with(requests, less, before), limit_us))
     add(before.fixed("replicas to KV", before.requests_with(requests, more, before), limit_us))
-    return Sensitivity(limit_us, cases, _where_replicas_stop(before, requests, seed, deadline))
+    return Sensitivity(limit_us, cases, _where_replicas_stop(before, requests, effort))
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """How long plans are made, and with which seed."""
+
+    seed: int
+    deadline: float
+    stop: Callable[[], bool]
 
 
 class _World:
     """The instance with some memory."""
 
-    def __init__(self, instance: Instance, more_gib: float, seed: int, deadline: float) -> None:
+    def __init__(self, instance: Instance, more_gib: float, effort: _Effort) -> None:
         self.more_gib = more_gib
         self.steady: SteadyState = steady_state(instance, more_gib=more_gib)
         self.envelope = Envelope(self.steady)
-        self.planner = Planner(self.steady, seed=seed, deadline=deadline)
+        self.planner = Planner(
+            self.steady, seed=effort.seed, deadline=effort.deadline, stop=effort.stop
+        )
 
     def requests_with(self, requests: int, change_gib: float, world: _World) -> int:
         """Most requests whose cache is that of so many and the change; 0 if there are none."""
@@ -188,9 +203,7 @@ class _World:
         return Case(name, self.more_gib, n, self._room(n), found.plan, found.bound, True)
 
 
-def _where_replicas_stop(
-    before: _World, requests: int, seed: int, deadline: float
-) -> ReplicasPay | None:
+def _where_replicas_stop(before: _World, requests: int, effort: _Effort) -> ReplicasPay | None:
     """Compare the best plan with memory for every useful replica with bounds for fewer."""
     if before.planner.late:
         return None
@@ -199,7 +212,7 @@ def _where_replicas_stop(
     if not data.uniform_slots:
         useful = data.layers * (data.gpus - 1)
     more = (useful + data.gpus) * data.expert_mib / data.gpus / 1024
-    large = _World(before.steady.instance, more, seed, deadline)
+    large = _World(before.steady.instance, more, effort)
     plan = large.planner.plan(requests)
     if plan is None:
         return None

@@ -61,7 +61,9 @@ def largest_throughput(
     slack, above = 0.0, 0.0
     for _ in range(_TRIES):
         best = planner.best(limit_us)
-        if best is not None and (planner.late or best.throughput >= first.throughput * (1 - close)):
+        if planner.stop() or (
+            best is not None and (planner.late or best.throughput >= first.throughput * (1 - close))
+        ):
             break
         if candidate is None or (
             best is not None and candidate.throughput / (1 + above) <= best.throughput
