@@ -28,6 +28,7 @@ from moeopt.report.gaps_table import gaps_tables
 from moeopt.report.latex import ROWS_PER_FLOAT, escape
 from moeopt.report.table import Column, Table
 from moeopt.study.cells import StudyResults
+from moeopt.study.results import read_results
 
 KINDS: list[Callable[[StudyResults], list[Table]]] = [
     bounds_tables,
@@ -397,3 +398,38 @@ def test_ten_thousand_cells() -> None:
         text = write_tables(make(study), "latex")
         assert time.process_time() - begin < 5.0
         assert text.count(r"\\") > 1000 or "Formulations" in text
+
+
+# --- the studies of the repository ----------------------------------------------------------------
+
+STUDIES = sorted((Path(__file__).parent.parent / "benchmarks" / "studies").glob("*.toml"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs TeX Live")
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+def test_bounds_of_a_committed_study_compile_and_agree_with_csv(study: Path, tmp_path: Path):
+    tables = bounds_tables(read_results(study))
+    assert tables
+    assert all(table.rows for table in tables)
+    text = write_tables(tables, "latex")
+    (tmp_path / "tables.tex").write_text(text, encoding="utf-8")
+    (tmp_path / "article.tex").write_text(
+        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n"
+        "\\begin{document}\n\\input{tables}\n\\end{document}\n"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "article.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, (tmp_path / "article.log").read_text(errors="replace")[-3000:]
+    rows = [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if " & " in line]
+    for row in csv.reader(io.StringIO(write_tables(tables, "csv"))):
+        if row and row[0].startswith("#"):
+            continue  # a note
+        numbers = [cell for cell in row if re.fullmatch(r"-?\d+(\.\d+)?", cell)]
+        if numbers:
+            assert any(set(map(escape, numbers)) <= set(line) for line in rows), row

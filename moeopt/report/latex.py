@@ -16,6 +16,12 @@ _LONG_NAME = 14
 #: A table wider than the text is scaled down to it.
 _FIT = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 
+#: One of so many columns could not be read at the width of the text: it stands upright instead.
+_UPRIGHT_FROM = 14
+_FIT_UPRIGHT = (
+    r"\rotatebox{90}{\resizebox{\ifdim\width>.75\textheight.75\textheight\else\width\fi}{!}{%"
+)
+
 _SPECIAL = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -129,7 +135,8 @@ def _float(
         yield rf"\caption[{escape(table.title)}]{{{text}}}"
         yield rf"\label{{tab:{table.name}}}"
     yield r"\par\medskip\small"
-    yield _FIT
+    upright = len(table.columns) >= _UPRIGHT_FROM
+    yield _FIT_UPRIGHT if upright else _FIT
     yield rf"\begin{{tabular}}{{@{{}}{''.join('lr'[c.is_number] for c in table.columns)}@{{}}}}"
     yield r"\toprule"
     yield from _headings(table)
@@ -137,7 +144,7 @@ def _float(
     for row in rows:
         yield " & ".join(map(escape, row)) + r" \\"
     yield r"\bottomrule"
-    yield r"\end{tabular}}"
+    yield r"\end{tabular}}" + "}" * upright
     if notes:
         yield r"\par\medskip\begin{minipage}{\linewidth}\footnotesize\raggedright"
         yield "\\\\\n".join(map(escape, notes))
