@@ -35,6 +35,8 @@ FORMS = ("max", "sum", "p2")
 SHAPES = ((8, 288), (32, 288), (64, 320))
 BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 5120, 8192)
 GPUS_PER_NODE = 8
+#: The least time of so many runs, which are all alike: others use the machine as well.
+REPEATS = 3
 HEADER = [
     "form",
     "gpus",
@@ -79,9 +81,12 @@ def cell(form: str, gpus: int, slots: int, tokens: int, seeds: int) -> list[Any]
         ]
         by_source = drawn(np.random.default_rng([seed, tokens]), share, tokens, gpus)
         counts = by_source.sum(axis=0)
-        begin = time.process_time()
-        found = dispatch_batch(layer_batch(hosts, counts, f))
-        seconds = time.process_time() - begin
+        spent = []
+        for _ in range(REPEATS):
+            begin = time.process_time()
+            found = dispatch_batch(layer_batch(hosts, counts, f))
+            spent.append(time.process_time() - begin)
+        seconds = min(spent)
         value, violations = check_dispatch(hosts, counts, f, found.assignment)
         assert violations == []
         assert found.bound <= value <= found.guarantee * (1 + 1e-12)
@@ -169,7 +174,8 @@ def main() -> None:
         f"256 experts, top-8, {seeds} seeds a row, one thread. `python benchmarks/dispatch.py` "
         "makes this.",
         "Gaps are (checked time − proved bound) / time. CPU time is for one layer: batch data,",
-        "bound, plan. The last columns: time under a rule over the best time (8 GPUs a node).",
+        f"bound, plan; the least of {REPEATS} runs, mean and largest of the seeds. The last",
+        "columns: time under a rule over the best time (8 GPUs a node).",
         "",
         *table(
             ["form", "gap_percent_mean", "gap_percent_max", "cpu_ms_mean", "cpu_ms_max"], totals

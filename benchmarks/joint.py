@@ -4,7 +4,7 @@
 process of its own (``moeopt.solve`` without a formulation, one thread) and writes
 ``results/joint.csv`` and ``results/joint.md``. Variants: ``uniform`` (equal slots), ``resident``
 (every resident replica charged), ``waves`` (2.9 times the requests, all with the longest output,
-the number of waves decided).
+the number of waves decided). ``prescribed``: the requests of every wave are given, one task a wave.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ LENGTHS = (
     "mixtral-8x7b_4gpu_azure_each", "mixtral-8x7b_8gpu_azure", "mixtral-8x7b_8gpu_azure_sum",
     "mixtral-8x7b_8gpu_azure_p2", "deepseek-v2-lite_8gpu_joint",
 )  # fmt: skip
+TASKS = (
+    "mixtral-8x7b_4gpu_tasks", "mixtral-8x7b_4gpu_tasks_sum", "mixtral-8x7b_4gpu_tasks_p2",
+    "mixtral-8x7b_8gpu_tasks", "mixtral-8x7b_8gpu_tasks_sum", "mixtral-8x7b_8gpu_tasks_p2",
+    "deepseek-v2-lite_8gpu_tasks",
+)  # fmt: skip
 VARIANTS = ("steady", "uniform", "waves", "waves resident")
 
 
@@ -42,7 +47,8 @@ def cases() -> list[tuple[str, str]]:
     """All (instance, variant)."""
     names = [name + form for name in STEADY for form in ("", "_sum", "_p2")]
     steady = [(name, variant) for variant in VARIANTS for name in names]
-    return steady + [(name, v) for name in LENGTHS for v in ("lengths", "lengths resident")]
+    lengths = [(name, v) for name in LENGTHS for v in ("lengths", "lengths resident")]
+    return steady + lengths + [(n, v) for n in TASKS for v in ("prescribed", "prescribed resident")]
 
 
 def varied(instance: Instance, variant: str) -> Instance:

@@ -3,8 +3,9 @@
     python benchmarks/replay.py [--time-limit 20] [--splits 3] [--only gpt-oss-20b_4] [--steps 600]
 
 For each case and each of several splits of the trace by request, an instance is made from the
-fitted half (`moeopt instance make --gpu l40s …`), planned (`moeopt.solve`, problem joint), and
-replayed on the other half. Intervals are over splits: another plan, another half, another order of
+fitted half (`moeopt instance make --gpu l40s …`), planned (`moeopt.solve`, problem joint; where the
+batch is given also replication on sampled steps, `moeopt instance sample`), and replayed on the
+other half. Intervals are over splits: another plan, another half, another order of
 requests. Writes ``benchmarks/results/replay.csv`` and ``.md``. Prefill and communication are in no
 number.
 """
@@ -24,6 +25,7 @@ from moeopt.calibrate.instances import Wanted, make_instance
 from moeopt.make.traces_shipped import read_arrivals, read_trace
 from moeopt.simulate.baselines import BASELINES
 from moeopt.simulate.gains import Interval, interval
+from moeopt.simulate.sampled_instance import sampled_instance
 from moeopt.simulate.simulating import Settings, simulate
 
 RESULTS = Path(__file__).parent / "results"
@@ -66,6 +68,22 @@ def planned(case: Case, split: int, time_limit_s: float) -> tuple[Any, Any, dict
     return made.instance, outcome.solution, spent
 
 
+def planned_for_batch(
+    case: Case, instance: Any, split: int, time_limit_s: float
+) -> tuple[Any, Any, dict[str, float]]:
+    """Plan sampled decode steps of the batch, from the fitted half."""
+    assert case.batch is not None
+    fitted = read_trace(case.moe).split(split)[0]
+    sampled = sampled_instance(instance, fitted, batch=case.batch, seed=split)
+    begin = time.process_time()
+    outcome = moeopt.solve(
+        sampled, problem="replication", time_limit_s=time_limit_s, threads=1, seed=split
+    )
+    assert outcome.solution is not None
+    spent = {"plan_cpu_s": time.process_time() - begin, "gap": outcome.record.gap or 0.0}
+    return sampled, outcome.solution, spent
+
+
 def run(cases: list[Case], splits: int, steps: int, time_limit_s: float) -> list[dict[str, Any]]:
     """One row for each case and split."""
     arrivals = read_arrivals(ARRIVALS)
@@ -77,20 +95,20 @@ def run(cases: list[Case], splits: int, steps: int, time_limit_s: float) -> list
             key = (case.moe, case.gpus, split)
             if key not in plans:
                 plans[key] = planned(case, split, time_limit_s)
-            instance, solution, spent = plans[key]
-            begin = time.process_time()
-            report = simulate(
-                instance,
-                solution,
-                trace,
-                arrivals,
-                settings=Settings(split_seed=split, seeds=1, steps=steps, batch_limit=case.batch),
-            )
-            row = _row(case, split, report) | spent
-            row["replay_cpu_s"] = time.process_time() - begin
-            rows.append(row)
-            shown = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()]
-            print(*shown, flush=True)
+            made = {"joint": plans[key]}
+            if case.batch is not None:
+                made["sampled"] = planned_for_batch(case, plans[key][0], split, time_limit_s)
+            for plan, (instance, solution, spent) in made.items():
+                begin = time.process_time()
+                settings = Settings(
+                    split_seed=split, seeds=1, steps=steps, batch_limit=case.batch, rule="level"
+                )
+                report = simulate(instance, solution, trace, arrivals, settings=settings)
+                row = {"plan": plan} | _row(case, split, report) | spent
+                row["replay_cpu_s"] = time.process_time() - begin
+                rows.append(row)
+                shown = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()]
+                print(*shown, flush=True)
     return rows
 
 
@@ -117,7 +135,7 @@ def _row(case: Case, split: int, report: dict[str, Any]) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Markdown: means over splits with 95 % intervals."""
-    names = list(dict.fromkeys(row["case"] for row in rows))
+    names = list(dict.fromkeys((row["case"], row["plan"]) for row in rows))
     columns = [
         ("mean routing", "mean_error"),
         ("sampled", "sampled_error"),
@@ -126,24 +144,26 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         *((f"over {name}", f"gain_{name}") for name in BASELINES),
     ]
     lines = [
-        f"| case | batch | replicas | step, ms | tokens/s | {' | '.join(c for c, _ in columns)} |",
-        "| --- |" + " ---: |" * (4 + len(columns)),
+        "| case | plan | gap | batch | replicas | step, ms | tokens/s | "
+        f"{' | '.join(c for c, _ in columns)} |",
+        "| --- | --- |" + " ---: |" * (5 + len(columns)),
     ]
-    for name in names:
-        these = [row for row in rows if row["case"] == name]
+    for name, plan in names:
+        these = [row for row in rows if (row["case"], row["plan"]) == (name, plan)]
 
         def over(key: str, these: list[dict[str, Any]] = these) -> Interval | None:
             values = [row[key] for row in these]
             return None if None in values else interval(values)
 
         cells = [
+            f"{max(r['gap'] for r in these):.2%}",
             f"{interval([r['batch'] for r in these]).mean:,.0f}",
             f"{interval([r['replicas'] for r in these]).mean:,.0f}",
             f"{interval([r['step_us'] for r in these]).mean / 1e3:.2f}",
             f"{interval([r['tokens_per_s'] for r in these]).mean:,.0f}",
             *(_text(over(key)) for _, key in columns),
         ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | {plan} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -184,7 +204,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "halves, one fits plan, baselines and predictions, the other is replayed; ± is the 95 % "
         "interval over splits. Error of the predicted mean step, of the whole step and of its MoE "
         "layers; gain in tokens a second. Baselines with replicas have one slot more a GPU and "
-        "layer. Prefill and communication are in no number.",
+        "layer. Every plan is served by the rule `level`. Plans: `joint` (mean routing) and, where "
+        "the batch is given, `sampled` "
+        "(replication on 256 sampled steps of the fitted half); gap: the largest of its own "
+        "objective. Prefill and communication are in no number.",
         "",
         *table(rows),
         "",

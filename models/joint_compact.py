@@ -1,6 +1,6 @@
 """Joint placement, replication and allocation of requests to waves and GPUs: compact formulation.
 
-Equations (J1)-(J14): docs/formulations/joint_compact.md. Time inside the formulation is in
+Equations (J1)-(J14), (J21): docs/formulations/joint_compact.md. Time inside the formulation is in
 milliseconds (a step) and seconds (a wave), the objective in microseconds, to keep the matrix
 within a few orders of magnitude.
 """
@@ -98,6 +98,9 @@ def size(data: ProblemData) -> dict[str, int]:
         "length": (wave_count, wave_count + options),
         "allowed": (len(requests.names) * wave_count, served + allowed),
         "cost": (options, 3 * options),
+        "prescribed": (len(requests.names) * wave_count, served)
+        if data.wave_requests is not None
+        else (0, 0),
     }
     return {
         "rows": int(sum(r for r, _ in rows.values())),
@@ -178,6 +181,13 @@ def build(data: ProblemData) -> pyo.ConcreteModel:
     m.routed_row = pyo.Constraint(m.W, m.L, m.E, rule=routed_rule)  # (J6)
     m.activated_row = pyo.Constraint(m.W, m.L, m.E, m.G, rule=activated_rule)  # (J7)
     m.link_row = pyo.Constraint(m.W, m.L, m.E, m.G, rule=link_rule)  # (J8)
+    if data.wave_requests is not None:
+        m.in_wave = pyo.Param(m.C, m.W, initialize=dict(np.ndenumerate(data.wave_requests)))
+
+        def prescribed_rule(m, c, w):
+            return sum(m.z[c, w, g] for g in m.G) == m.in_wave[c, w]
+
+        m.prescribed_row = pyo.Constraint(m.C, m.W, rule=prescribed_rule)  # (J21)
     _add_times(m, data)
     _add_lengths(m, data, longest_ms)
     return m

@@ -1,7 +1,7 @@
 """Joint, compact formulation with the symmetry of GPUs and waves broken.
 
-Equations (J1)-(J16): docs/formulations/joint_compact_ordered.md. Interchangeable GPUs stand in
-the order of their smallest expert of the first layer, waves in the order of their lengths.
+Equations (J1)-(J16), (J21): docs/formulations/joint_compact_ordered.md. Interchangeable GPUs stand
+in the order of their smallest expert of the first layer, waves in the order of their lengths.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def size(data: ProblemData) -> dict[str, int]:
 
 
 def _wave_pairs(data: ProblemData) -> list[tuple[int, int]]:
-    """Pairs of neighbouring waves that may be exchanged."""
+    """Pairs of neighbouring waves that may be exchanged: none where each has its own requests."""
+    if data.wave_requests is not None:
+        return []
     if data.wave_steps is None:
         return [(w, w + 1) for w in range(data.waves - 1)]
     steps = data.wave_steps
@@ -67,7 +69,7 @@ def in_order(data: ProblemData, solution: Solution) -> Solution:
     gpus = parts.gpu_order(data, hosts[0])
     z = solution.requests_array(list(requests.names), data.gpus)
     waves = list(range(z.shape[1]))
-    if data.wave_steps is None:
+    if data.wave_steps is None and data.wave_requests is None:
         longest = (requests.output_tokens[:, None] * (z.sum(axis=2) > 0)).max(axis=0)
         waves.sort(key=lambda w: -int(longest[w]))
     dispatch = None

@@ -1,6 +1,6 @@
 """Joint, ordered compact formulation with the requests of a wave split by its length.
 
-Equations (J1)-(J20): docs/formulations/joint_work.md. The columns ``n[c, w, d]`` say how many
+Equations (J1)-(J21): docs/formulations/joint_work.md. The columns ``n[c, w, d]`` say how many
 requests of class c decode in wave w if it runs d steps; with them the product D·τ of a wave is
 bounded by affine rows that hold for every plan: its base in every step, and the work and cache
 reads of each of its requests in every step of the wave (not only in the steps it needs).

@@ -56,6 +56,13 @@ class Rows:
         return rectangle
 
 
+def one_a_row(value: Any) -> Any:
+    """Put each number of a plain list into a row of its own; leave everything else as it is."""
+    if isinstance(value, list | tuple) and value and all(type(entry) is int for entry in value):
+        return [[entry] for entry in value]
+    return value
+
+
 @dataclass(frozen=True)
 class ArrayField:
     """Pydantic annotation of a field that holds numbers.
@@ -69,11 +76,15 @@ class ArrayField:
         rectangle whose short rows are filled with −1.
     columns : int, optional
         Required width of a table.
+    single : bool
+        Whether a row of one number may stand without its brackets, all of them so or none;
+        :func:`one_a_row` reads them.
     """
 
     kind: Literal["integers", "numbers"]
     shape: Literal["list", "table", "rows"]
     columns: int | None = None
+    single: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         return core_schema.with_info_plain_validator_function(self._read)
@@ -92,7 +103,10 @@ class ArrayField:
             "required": ["npz"],
             "additionalProperties": False,
         }
-        return {"anyOf": [{"type": "array", "items": inline}, reference]}
+        lists = [{"type": "array", "items": inline}]
+        if self.single:
+            lists.append({"type": "array", "items": inline["items"]})
+        return {"anyOf": [*lists, reference]}
 
     def _read(self, value: Any, info: ValidationInfo) -> Array | Rows:
         if isinstance(value, Mapping):

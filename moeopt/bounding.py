@@ -21,7 +21,9 @@ from moeopt.solvers.base import SolveSettings
 from moeopt.solvers.supervise import run_job
 
 if TYPE_CHECKING:
+    from moeopt.affinity.data import AffinityData
     from moeopt.balance.data import BalanceData
+    from moeopt.topology.data import TopologyData
 
 METHODS = ("combinatorial", "lp", "layers", "all")
 
@@ -112,6 +114,15 @@ def _add_proofs(
     if data.balance is not None:
         report.bounds.append(_balance_bound(data.balance, time_limit_s))
         return
+    if data.topology is not None:
+        _add_servers(report, data.topology, time_limit_s)
+        return
+    if data.affinity is not None:
+        report.bounds += _affinity_bounds(data.affinity, time_limit_s)
+        return
+    if data.activation is not None:
+        report.bounds.append(_activation_bound(data, time_limit_s))
+        return
     if (reason := why_not(data)) is not None:
         if asked:
             report.missing.append(f"layers: {reason}")
@@ -130,6 +141,19 @@ def _add_proofs(
         report.bounds.append(Bound(method.name, proof.value, method.proof, proof.seconds))
 
 
+def _add_servers(report: BoundReport, data: TopologyData, time_limit_s: float) -> None:
+    """Bound ``topology`` by the flow, or by rents where copies are worth something."""
+    from moeopt.topology.solve import bound
+
+    begin = time.perf_counter()
+    found = bound(data, time_limit_s=time_limit_s)
+    if found is None:
+        report.missing.append("server rents: the time limit ended the search for rents")
+        return
+    name, value, proof = found
+    report.bounds.append(Bound(name, value, proof, time.perf_counter() - begin))
+
+
 def _balance_bound(data: BalanceData, time_limit_s: float) -> Bound:
     """Bound every layer of ``balance``, with the search's plans to say where more is worth it."""
     from moeopt.balancing import balance_layers
@@ -137,6 +161,25 @@ def _balance_bound(data: BalanceData, time_limit_s: float) -> Bound:
     begin = time.perf_counter()
     found = balance_layers(data, time_limit_s=time_limit_s)
     return Bound("balance by layer", found.value, found.source, time.perf_counter() - begin)
+
+
+def _affinity_bounds(data: AffinityData, time_limit_s: float) -> list[Bound]:
+    """Semidefinite bound, and the column bound where its sets can be listed."""
+    from moeopt.affining import affinity_bounds, proof_of
+
+    begin = time.monotonic()
+    found = affinity_bounds(data, stop=lambda: time.monotonic() - begin > time_limit_s)
+    return [Bound(b.method, b.value, proof_of(data, b), b.seconds) for b in found]
+
+
+def _activation_bound(data: ProblemData, time_limit_s: float) -> Bound:
+    """Bound every layer under every number of kept experts; their best choice bounds the plan."""
+    from moeopt.activating import solve_choice
+
+    begin = time.perf_counter()
+    found = solve_choice(data, time_limit_s=time_limit_s)
+    proof = f"every layer under every number of kept experts, {found.source}"
+    return Bound("activation by layer", found.lower, proof, time.perf_counter() - begin)
 
 
 def _add_relaxation(

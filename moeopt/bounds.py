@@ -12,7 +12,9 @@ import numpy as np
 
 from moeopt import dispatch
 from moeopt.joint.lengths import lengths_bound
+from moeopt.joint.prescribed import is_prescribed, solve_prescribed
 from moeopt.problem import FloatArray, ProblemData, Scenarios
+from moeopt.solution import Solution
 from moeopt.step_bound import work_bound
 
 # Sums of at most a few million rounded terms: relative error far below 2**-25 (they are all of one
@@ -61,14 +63,17 @@ def combinatorial_bounds(data: ProblemData) -> list[Bound]:
 def joint_bound(
     data: ProblemData,
     *,
+    seed: int = 0,
     time_limit_s: float = math.inf,
     enough: float = math.inf,
     stop: Callable[[], bool] = lambda: False,
     on_bound: Callable[[float], None] = lambda value: None,
+    on_plan: Callable[[Solution], None] = lambda solution: None,
 ) -> tuple[Bound, tuple[int, ...] | None]:
     """Bound ``joint`` by layer functions and a knapsack under the best wave lengths.
 
-    Parameters as for :func:`moeopt.joint.lengths.lengths_bound`.
+    Parameters as for :func:`moeopt.joint.lengths.lengths_bound`; prescribed waves are planned, too:
+    as for :func:`moeopt.joint.prescribed.solve_prescribed`.
 
     Returns
     -------
@@ -77,6 +82,18 @@ def joint_bound(
         Decode steps of each wave that are worth a plan; None if none were seen.
     """
     begin = time.perf_counter()
+    if is_prescribed(data):
+        value = solve_prescribed(
+            data,
+            seed=seed,
+            time_limit_s=time_limit_s,
+            enough=enough,
+            stop=stop,
+            on_bound=on_bound,
+            on_plan=on_plan,
+        ).value
+        proof = "layer times of all prescribed waves at once, a knapsack beside the KV cache"
+        return Bound(JOINT_METHOD, value, proof, time.perf_counter() - begin), None
     found = lengths_bound(
         data, time_limit_s=time_limit_s, enough=enough, stop=stop, on_bound=on_bound
     )
@@ -188,6 +205,70 @@ def balance_bound(data: ProblemData) -> float:
     return sum_below(bound_layer(data.balance, l).value for l in range(data.layers))
 
 
+def partners(data: ProblemData) -> float:
+    """Best partners of every expert (docs/affinity.md)."""
+    from moeopt.affinity.bounding import partners_bound
+
+    if data.affinity is None:
+        raise ValueError("there is nothing to place")
+    return partners_bound(data.affinity)
+
+
+def first_loads(data: ProblemData) -> float:
+    """One load of every expert that is asked for."""
+    from moeopt.balance.exact import float_below
+    from moeopt.paging.solve import first_loads_bound
+
+    if data.paging is None:
+        raise ValueError("there are no requests to serve")
+    return float_below(first_loads_bound(data.paging))
+
+
+def farthest_next_use(data: ProblemData) -> float:
+    """Offline optimum of equal loads; of unequal ones the sum over their levels."""
+    from moeopt.balance.exact import float_below
+    from moeopt.paging.solve import optimum_bound
+
+    if data.paging is None:
+        raise ValueError("there are no requests to serve")
+    return float_below(optimum_bound(data.paging))
+
+
+def activation_bound(data: ProblemData) -> float:
+    """Knapsack over the scenario bounds of each layer and number of kept experts."""
+    from moeopt.activation.choice import choose
+    from moeopt.activation.data import activation_of, layer_problem
+
+    least = np.array(
+        [
+            [scenario_bound(layer_problem(data, l, j)) for j in range(1, data.top_k + 1)]
+            for l in range(data.layers)
+        ]
+    )
+    activation = activation_of(data)
+    chosen = choose(least, activation.dropped, [activation.budget])[0]
+    terms = [data.attention_base_us, *least[np.arange(data.layers), chosen].tolist()]
+    return math.fsum(terms) * _SAFE
+
+
+def topology_layers_bound(data: ProblemData) -> float | None:
+    """Every layer alone on its nearest servers; None where copies may be worth something."""
+    from moeopt.topology.bounds import layers_bound
+
+    if data.topology is None:
+        raise ValueError("no servers are known")
+    return layers_bound(data.topology)
+
+
+def topology_copies_bound(data: ProblemData) -> float | None:
+    """So many copies anywhere; None where copies are worth nothing."""
+    from moeopt.topology.bounds import copies_bound
+
+    if data.topology is None:
+        raise ValueError("no servers are known")
+    return copies_bound(data.topology)
+
+
 _METHODS: dict[str, tuple[Method, ...]] = {
     "placement": (
         _SCENARIO,
@@ -212,5 +293,39 @@ _METHODS: dict[str, tuple[Method, ...]] = {
             balance_bound,
         ),
         ("mean load", "tokens of all experts over the GPUs", mean_load_bound),
+    ),
+    "topology": (
+        (
+            "layers alone",
+            "each layer's heaviest experts on its nearest servers, whatever other layers need",
+            topology_layers_bound,
+        ),
+        (
+            "copies",
+            "least hops of every number of copies, shared out over all experts, servers unlimited",
+            topology_copies_bound,
+        ),
+    ),
+    "affinity": (
+        (
+            "partners",
+            "no expert keeps more tokens than its best partners have, no GPU holds more experts",
+            partners,
+        ),
+    ),
+    "paging": (
+        (
+            "farthest next use",
+            "fewest misses of any evictions, cost level by cost level (docs/paging.md)",
+            farthest_next_use,
+        ),
+        ("first loads", "every expert that is asked for is loaded once", first_loads),
+    ),
+    "activation": (
+        (
+            "scenario and knapsack",
+            "every scenario at its least time, the best choice of kept experts within the budget",
+            activation_bound,
+        ),
     ),
 }

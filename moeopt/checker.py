@@ -13,7 +13,10 @@ Objectives: ``placement`` and ``replication``: ``Σ_l Σ_ω p_ω T_ω``; ``joint
 steps), ``τ_w = attention_base + attention_per_mib · max_g KV_g + Σ_l T[w, l]``, and
 ``Σ_c usage[c, l, e] n_cw`` real tokens of expert e. A wave without requests takes no time.
 Where every resident replica is charged, only the split of the tokens is left: a flow, exact.
-``balance``: ``Σ_l`` of the mean over windows of the tokens on the fullest GPU.
+``topology``: hops of the tokens, each by way of the nearest copy of its expert.
+``paging``: loads of the replayed evictions, or their time.
+``balance``: ``Σ_l`` of the mean over windows of the tokens on the fullest GPU. ``activation``: as
+``placement``, of the scenarios that are left, and ``attention_base``.
 """
 
 from __future__ import annotations
@@ -25,7 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from moeopt import checker_balance
+from moeopt import (
+    checker_activation,
+    checker_affinity,
+    checker_balance,
+    checker_paging,
+    checker_topology,
+)
 from moeopt.checker_dispatch import Violation, read_dispatch
 from moeopt.checker_times import BY_DISPATCH, BoolArray, Cases, JointCases, ScenarioCases, Stated
 from moeopt.errors import InputError
@@ -107,6 +116,14 @@ class CheckReport:
             lines.append(("decoding", f"{rate} (prefill and communication are not counted)"))
         if "balancedness" in self.details:
             lines += checker_balance.summary(self.details)
+        if "hops_a_visit" in self.details:
+            lines += checker_topology.summary(self.details)
+        if "misses" in self.details:
+            lines += checker_paging.summary(self.details)
+        if "activated" in self.details:
+            lines += checker_activation.summary(self.details)
+        if "crossing_gpus" in self.details:
+            lines += checker_affinity.summary(self.details)
         return lines
 
 
@@ -128,15 +145,23 @@ def check_solution(data: ProblemData, solution: Solution) -> CheckReport:
     """
     if solution.problem != data.problem:
         raise InputError(f"problem: the solution is for {solution.problem}, not {data.problem}")
+    if data.problem == "paging":
+        return _check_paging(data, solution)
     hosts = solution.hosts_array(data.gpus)
     if hosts.shape[:2] != (data.layers, data.experts):
         raise InputError(
             f"hosts: {hosts.shape[0]} layers of {hosts.shape[1]} experts, expected "
             f"{data.layers} of {data.experts}"
         )
+    if data.problem == "activation":
+        return _check_activation(data, solution, hosts)
     violations = [*_check_hosts(data, solution, hosts), *_check_slots(data, hosts)]
+    if data.problem == "topology":
+        return _check_topology(data, solution, hosts, violations)
     if data.problem == "balance":
         return _check_balance(data, solution, hosts, violations)
+    if data.problem == "affinity":
+        return _check_affinity(data, solution, hosts, violations)
     z = _requests(data, solution)
     if data.problem == "joint":
         violations += _check_requests(data, z)
@@ -174,6 +199,62 @@ def _check_balance(
     details = {"memory": {k: v.tolist() for k, v in memory.items()}} | found.details
     exact = found.evaluated_by == checker_balance.EVEN
     return CheckReport(found.objective, found.evaluated_by, exact, violations, details)
+
+
+def _check_affinity(
+    data: ProblemData, solution: Solution, hosts: BoolArray, violations: list[Violation]
+) -> CheckReport:
+    found = checker_affinity.check_hosts(data, hosts)
+    memory = _memory(data, hosts, None)
+    violations = [*violations, *found.violations, *_check_memory(data, memory)]
+    if solution.dispatch is not None:
+        text = "dispatch: a plan of affinity states none, every expert has one GPU"
+        violations.append(Violation("dispatch_shape", "dispatch", 1, text))
+    if solution.objective is not None and found.objective is not None:
+        violations += _check_claim(solution.objective, found.objective, found.objective)
+    details = {"memory": {k: v.tolist() for k, v in memory.items()}} | found.details
+    evaluated_by = None if found.objective is None else checker_affinity.COUNTED
+    return CheckReport(found.objective, evaluated_by, True, violations, details)
+
+
+def _check_paging(data: ProblemData, solution: Solution) -> CheckReport:
+    found = checker_paging.check_evictions(data, solution)
+    violations = list(found.violations)
+    if solution.objective is not None:
+        violations += _check_claim(solution.objective, found.objective, found.objective)
+    return CheckReport(found.objective, checker_paging.REPLAYED, True, violations, found.details)
+
+
+def _check_activation(data: ProblemData, solution: Solution, hosts: BoolArray) -> CheckReport:
+    """Check as a ``placement`` of the scenarios that the kept experts leave."""
+    found = checker_activation.check_activated(data, solution, hosts)
+    placed = {"problem": "placement", "objective": None}
+    report = check_solution(found.placement, solution.model_copy(update=placed))
+    violations = [*report.violations, *found.violations]
+    if report.objective is None:
+        return CheckReport(None, None, False, violations, report.details)
+    objective = math.fsum([data.attention_base_us, *report.details["layers"]])
+    if solution.objective is not None:
+        violations += _check_claim(solution.objective, objective, objective)
+    details = report.details | checker_activation.details(data, found.kept, objective)
+    return CheckReport(objective, report.evaluated_by, report.exact, violations, details)
+
+
+def _check_topology(
+    data: ProblemData, solution: Solution, hosts: BoolArray, violations: list[Violation]
+) -> CheckReport:
+    found = checker_topology.check_hosts(data, hosts)
+    memory = _memory(data, hosts, None)
+    violations = [*violations, *found.violations, *_check_memory(data, memory)]
+    if solution.dispatch is not None:
+        text = "dispatch: a plan of topology states none, tokens go to the nearest copy"
+        violations.append(Violation("dispatch_shape", "dispatch", 1, text))
+    details = {"memory": {k: v.tolist() for k, v in memory.items()}} | found.details
+    if found.objective is None:
+        return CheckReport(None, None, False, violations, details)
+    if solution.objective is not None:
+        violations += _check_claim(solution.objective, found.objective, found.objective)
+    return CheckReport(found.objective, checker_topology.NEAREST, True, violations, details)
 
 
 # --- rules of the plan ------------------------------------------------------------------------
@@ -242,6 +323,7 @@ def _check_requests(data: ProblemData, z: IntArray) -> Iterator[Violation]:
     if (excess := max(len(busy) - data.waves, beyond)) > 0:
         text = f"{len(busy)} waves decode requests, {data.waves} are allowed"
         yield Violation("wave_excess", "waves", excess, text)
+    yield from _check_wave_requests(data, z)
     if data.wave_steps is None:
         return
     for c, w in np.argwhere(present).tolist():
@@ -249,6 +331,21 @@ def _check_requests(data: ProblemData, z: IntArray) -> Iterator[Violation]:
             where = f"wave {w}, class {requests.names[c]}"
             text = f"{where}: {requests.output_tokens[c]} steps, the wave has {data.wave_steps[w]}"
             yield Violation("wave_too_long", where, more, text)
+
+
+def _check_wave_requests(data: ProblemData, z: IntArray) -> Iterator[Violation]:
+    """Compare the waves with the prescribed ones, where there are any."""
+    wanted, requests = data.wave_requests, data.requests
+    if wanted is None or requests is None:
+        return
+    found = np.zeros((len(wanted), max(wanted.shape[1], z.shape[1])), dtype=np.int64)
+    found[:, : z.shape[1]] = z.sum(axis=2)
+    expected = np.zeros_like(found)
+    expected[:, : wanted.shape[1]] = wanted
+    for c, w in np.argwhere(found != expected).tolist():
+        where = f"wave {w}, class {requests.names[c]}"
+        text = f"{where}: {found[c, w]} requests, {expected[c, w]} are prescribed"
+        yield Violation("wave_requests", where, abs(int(found[c, w] - expected[c, w])), text)
 
 
 def _memory(data: ProblemData, hosts: BoolArray, cases: Cases | None) -> dict[str, FloatArray]:

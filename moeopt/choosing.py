@@ -16,10 +16,23 @@ DEFAULTS = {
     "replication": ("replication_cp", "cpsat"),
     "joint": ("joint_work", "highs"),
     "balance": ("balance_even", "highs"),
+    "activation": ("activation_placement_ordered", "highs"),
+    "paging": ("paging_flow", "highs"),
+    "affinity": ("affinity_assignment_ordered", "highs"),
+    "topology": ("topology_assignment", "highs"),
 }
 
 #: ... and under the rule ``optimal`` of ``balance``.
 DEFAULT_OPTIMAL = ("balance_optimal", "highs")
+
+#: ... and where ``activation`` keeps a plan.
+DEFAULT_FIXED = ("activation_choice", "highs")
+
+#: ... and where ``topology`` may hold copies.
+DEFAULT_REPLICAS = ("topology_distances", "highs")
+
+#: Its program closes no gap of the search beyond this size.
+LARGEST_TOPOLOGY_NONZEROS = 100_000
 
 #: Larger programs are not worth starting without being asked: building them eats the time limit.
 LARGEST_DEFAULT_NONZEROS = 4_000_000
@@ -27,8 +40,14 @@ LARGEST_DEFAULT_NONZEROS = 4_000_000
 #: Those of ``balance`` close no gap of the search beyond this size.
 LARGEST_BALANCE_NONZEROS = 50_000
 
+#: Nor do those of ``affinity``.
+LARGEST_AFFINITY_NONZEROS = 20_000
+
+#: Nor do those of ``activation``.
+LARGEST_ACTIVATION_NONZEROS = 50_000
+
 #: Smaller programs of ``placement`` and ``replication`` go to the exact search at once; larger ones
-#: of ``joint`` are left out where there is a single wave.
+#: of ``joint`` are left out where there is a single wave, or the waves are prescribed.
 SMALL_NONZEROS = 5_000
 
 
@@ -87,23 +106,35 @@ def choose(
     most = LARGEST_DEFAULT_NONZEROS
     if data.problem == "balance":
         most = LARGEST_BALANCE_NONZEROS
+    if data.problem == "topology":
+        most = LARGEST_TOPOLOGY_NONZEROS
+    if data.problem == "affinity":
+        most = LARGEST_AFFINITY_NONZEROS
+    if data.problem == "activation":
+        most = LARGEST_ACTIVATION_NONZEROS
     if reason is None and choice.nonzeros(data) > most:
         reason = (
             f"its {choice.nonzeros(data):,} nonzeros are too many to start unasked "
             f"(more than {most:,}; ask for it with --formulation)"
         )
-    one_wave = data.problem == "joint" and data.waves == 1
-    if reason is None and one_wave and choice.nonzeros(data) > SMALL_NONZEROS:
-        reason = "it adds nothing to the bound by layers of a single wave"
+    known = data.problem == "joint" and (data.waves == 1 or data.wave_requests is not None)
+    if reason is None and known and choice.nonzeros(data) > SMALL_NONZEROS:
+        waves = "a single wave" if data.waves == 1 else "prescribed waves"
+        reason = f"it adds nothing to the bound by layers of {waves}"
     return (choice, None) if reason is None else (None, f"{name}: {reason}")
 
 
 def _default(data: ProblemData) -> tuple[str, str]:
     if data.balance is not None and data.balance.rule == "optimal":
         return DEFAULT_OPTIMAL
+    if data.activation is not None and data.activation.hosts is not None:
+        return DEFAULT_FIXED
+    if data.topology is not None and data.topology.replicas:
+        return DEFAULT_REPLICAS
     return DEFAULTS[data.problem]
 
 
 def is_small(choice: Choice, data: ProblemData) -> bool:
     """Whether the exact search needs no help: neither a warm start nor stronger bounds."""
-    return data.problem not in ("joint", "balance") and choice.nonzeros(data) <= SMALL_NONZEROS
+    searched = ("joint", "balance", "topology", "paging", "affinity")
+    return data.problem not in searched and choice.nonzeros(data) <= SMALL_NONZEROS

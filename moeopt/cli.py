@@ -10,14 +10,19 @@ import typer
 
 from moeopt import __version__
 from moeopt.commands import (
+    activating,
     advising,
     balancing,
     bounding,
     calibrating,
     dispatching,
     fronting,
+    gracing,
+    graphing,
     listing,
+    paging,
     reporting,
+    sampling,
     serving,
     simulating,
     solving,
@@ -49,8 +54,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "front": fronting.front,
     "sensitivity": fronting.sensitivity,
     "balance": balancing.balance,
+    "activation": activating.activation,
     "advise": advising.advise,
     "dispatch": dispatching.dispatch,
+    "paging": paging.paging,
+    "grace": gracing.grace,
     "simulate": simulating.simulate,
     "calibrate": calibrating.calibrate,
     "table": reporting.table,
@@ -65,7 +73,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 #: Groups of commands: help, and the commands.
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-    "instance": ("Make instance files.", {"make": calibrating.instance_make}),
+    "instance": (
+        "Make instance files.",
+        {
+            "make": calibrating.instance_make,
+            "sample": sampling.instance_sample,
+            "topology": graphing.instance_topology,
+        },
+    ),
     "trace": (
         "Traces of serving systems.",
         {"import": tracing.trace_import, "show": tracing.trace_show},

@@ -6,7 +6,7 @@ The one place that knows it. How one scenario is evaluated depends on its layer 
 - activations only (``unit``, or tokens that cost nothing): Hall's formula, or a matching;
 - tokens only (``b = 0``): max-flow, or its dual formula over sets of GPUs;
 - mixed forms (NP-hard): branch and bound, and where it is cut off a deterministic rule, whose
-  time is an upper bound.
+  time is an upper bound; a compiled rule for layers with thousands of them.
 
 T is the maximum over **all** GPUs; an idle one counts as f(0, 0). As f is non-decreasing that only
 matters for a scenario without any tokens, whose time is f(0, 0).
@@ -29,7 +29,12 @@ from moeopt.dispatch_sets import (
 )
 from moeopt.problem import FloatArray, IntArray, LayerTime, ProblemData, Scenarios
 
+#: A layer with more experts in its scenarios, all counted, is left to the compiled rule.
+COMPILED_FROM = 4096
+COMPILED = "rule: whole experts, moves and splits, compiled"
+
 __all__ = [
+    "COMPILED",
     "NODES_LIMIT",
     "DispatchResult",
     "exact_time",
@@ -159,6 +164,8 @@ def _one_by_one(
     hosts: npt.NDArray[np.bool_],
     nodes_limit: int | None,
 ) -> tuple[FloatArray, str]:
+    if nodes_limit is None and len(scenarios.expert) > COMPILED_FROM:
+        return _compiled(layer_time, scenarios, hosts), COMPILED
     nodes = share_nodes(len(scenarios)) if nodes_limit is None else nodes_limit
     where = host_lists(hosts)
     known: dict[tuple, DispatchResult] = {}
@@ -173,3 +180,17 @@ def _one_by_one(
             )
         times[s] = known[key].time
     return times, "; ".join(sorted({result.method for result in known.values()}))
+
+
+def _compiled(
+    layer_time: LayerTime, scenarios: Scenarios, hosts: npt.NDArray[np.bool_]
+) -> FloatArray:
+    """Times of whole-token dispatches by :mod:`moeopt.dispatch_kernel`: upper bounds."""
+    # What is compiled need not be loaded by those who have a few scenarios.
+    from moeopt.dispatch_kernel import level_times
+    from moeopt.dispatch_time import FORMS, cost_array
+
+    return level_times(
+        scenarios.ptr, scenarios.expert, scenarios.tokens, hosts,
+        FORMS[layer_time.form], cost_array(layer_time),
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One decode step on a plan, compiled: tokens → experts → replicas → layer times.
+"""One decode step, compiled: tokens → experts → replicas → layer times.
 
 Three dispatch rules, all with whole tokens:
 
@@ -17,23 +17,13 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
+from moeopt.dispatch_time import gpu_time
+
 RULES = {"even": 0, "plan": 1, "level": 2}
-FORMS = {"unit": 0, "sum": 1, "max": 2, "p2": 3}
 _IMPROVEMENTS = 48
-
-
-@njit(cache=True)
-def gpu_time(form: int, cost: Any, activated: float, tokens: float) -> float:
-    """f(A, N); ``cost`` = base, expert, token base, token (us)."""
-    if form == 0:
-        return activated
-    if form == 1:
-        return cost[0] + cost[1] * activated + cost[3] * tokens
-    if form == 2:
-        return max(cost[0] + cost[1] * activated, cost[2] + cost[3] * tokens)
-    return cost[0] + math.hypot(cost[1] * activated, cost[3] * tokens)
 
 
 @njit(cache=True)
@@ -62,7 +52,7 @@ def layer_step(
     share : float array, shape (R,)
         For the rule ``plan``; sums to 1 for each expert.
     rule, turn, form : int
-        :data:`RULES`; number of the step; :data:`FORMS`.
+        :data:`RULES`; number of the step; :data:`moeopt.dispatch_time.FORMS`.
     cost : float array, shape (4,)
     sent : int array, shape (R,)
         Overwritten: tokens of each replica.
@@ -313,3 +303,39 @@ def step_times(
         for g in range(gpus):
             mean += gpu_time(form, cost, activated[g], load[g]) / gpus
     return total, mean
+
+
+def level_times(
+    ptr: Any, expert: Any, tokens: Any, hosts: Any, form: int, cost: Any
+) -> npt.NDArray[np.float64]:
+    """Time of every scenario of one layer by the rule ``level``, shape (S,).
+
+    Parameters
+    ----------
+    ptr, expert, tokens : int arrays
+        Scenarios in compressed rows, see :class:`moeopt.problem.Scenarios`.
+    hosts : bool array, shape (E, G)
+    form, cost
+        See :func:`moeopt.dispatch_time.gpu_time`.
+    """
+    first = np.concatenate([[0], np.cumsum(hosts.sum(axis=1))]).astype(np.int64)
+    gpu = np.nonzero(hosts)[1]
+    times = np.zeros(len(ptr) - 1)
+    _level_times(ptr, expert, tokens, first, gpu, form, cost, hosts.shape[1], times)
+    return times
+
+
+@njit(cache=True)
+def _level_times(
+    ptr: Any, expert: Any, tokens: Any, first: Any, gpu: Any, form: int, cost: Any, gpus: int,
+    times: Any,
+) -> None:  # fmt: skip
+    counts = np.zeros(len(first) - 1, dtype=np.int64)
+    sent = np.zeros(len(gpu), dtype=np.int64)
+    share = np.zeros(len(gpu))
+    activated, load = np.zeros(gpus), np.zeros(gpus)
+    for s in range(len(times)):
+        counts[:] = 0
+        for i in range(ptr[s], ptr[s + 1]):
+            counts[expert[i]] = tokens[i]
+        times[s] = layer_step(counts, first, gpu, share, 2, 0, form, cost, sent, activated, load)

@@ -15,9 +15,15 @@ def explain_infeasible(data: ProblemData) -> list[str]:
 
     Every line is a proof by counting. An empty list proves nothing: a plan may still not exist.
     """
+    if data.paging is not None:
+        return list(_cached(data))
     lines = list(_slots(data))
+    if data.topology is not None:
+        lines += _places(data)
     if data.problem == "balance":
         return [*lines, *_filled(data), *_moves(data)]
+    if data.problem == "affinity":
+        return [*lines, *_divided(data)]
     if data.free_mib is None:
         return lines
     negative = [
@@ -33,6 +39,26 @@ def explain_infeasible(data: ProblemData) -> list[str]:
     return lines + experts
 
 
+def _cached(data: ProblemData) -> Iterator[str]:
+    """Experts that are asked for at once must be in the cache at once, and the cache in memory."""
+    paging = data.paging
+    if paging is None:
+        return
+    if paging.requests.widest > paging.cache:
+        t = int(paging.requests.sizes.argmax())
+        yield (
+            f"request {t} asks for {paging.requests.widest} experts at once, the cache holds "
+            f"{paging.cache}"
+        )
+    if data.free_mib is not None:
+        needed, room = paging.cache * _bytes(data.expert_mib), int(_free_bytes(data)[0])
+        if needed > room:
+            yield (
+                f"a cache of {paging.cache} experts × {data.expert_mib:,.6g} MiB needs "
+                f"{_mib(needed)} MiB, {_mib(room)} are free after reserved and dense"
+            )
+
+
 def _slots(data: ProblemData) -> Iterator[str]:
     if data.slots is not None and data.slots * data.gpus < data.experts:
         slots = data.slots * data.gpus
@@ -40,6 +66,22 @@ def _slots(data: ProblemData) -> Iterator[str]:
             f"{data.gpus} GPUs × {data.slots} slots are {slots:,} slots a layer, but a layer has "
             f"{data.experts:,} experts: {data.experts - slots:,} slots too few in each layer"
         )
+
+
+def _places(data: ProblemData) -> Iterator[str]:
+    """Places of the servers for a layer, and for all layers."""
+    topology = data.topology
+    assert topology is not None
+    for needed, places, what in (
+        (data.experts, topology.capacity_per_layer, "experts in each layer"),
+        (data.layers * data.experts, topology.capacity, "experts in all layers"),
+    ):
+        room = int(places.sum())
+        if room < needed:
+            yield (
+                f"{len(places)} servers have room for {room:,} {what}, there are {needed:,}: "
+                f"{needed - room:,} too many"
+            )
 
 
 def _filled(data: ProblemData) -> Iterator[str]:
@@ -59,6 +101,29 @@ def _filled(data: ProblemData) -> Iterator[str]:
                 f"GPU {g}: {data.layers} layers × {data.slots} slots × {data.expert_mib:,.6g} MiB "
                 f"are {_mib(needed)} MiB, {_mib(room)} are free after reserved and dense"
             )
+
+
+def _divided(data: ProblemData) -> Iterator[str]:
+    """Every GPU of ``affinity`` hosts equally many experts of a layer, one copy of each."""
+    if data.experts % data.gpus:
+        yield f"{data.experts} experts of a layer cannot be divided equally among {data.gpus} GPUs"
+        return
+    held = data.layers * data.experts // data.gpus
+    needed = held * _bytes(data.expert_mib)
+    for g, room in enumerate([] if data.free_mib is None else _free_bytes(data).tolist()):
+        if needed > room:
+            yield (
+                f"GPU {g}: {held:,} experts × {data.expert_mib:,.6g} MiB are {_mib(needed)} MiB, "
+                f"{_mib(room)} are free after reserved and dense"
+            )
+    affinity = data.affinity
+    if affinity is None:
+        return
+    for l, e in np.argwhere(affinity.load > affinity.most_load[:, None]).tolist():
+        yield (
+            f"layer {l}, expert {e}: {affinity.load[l, e]:,.6g} tokens, no GPU may have more than "
+            f"{affinity.most_load[l]:,.6g}"
+        )
 
 
 def _moves(data: ProblemData) -> Iterator[str]:
@@ -125,11 +190,32 @@ def _requests(data: ProblemData, requests: RequestClasses) -> Iterator[str]:
                 f"longest wave has {longest:,} steps"
             )
     room = int(free.sum()) - copies * size
+    if data.wave_requests is not None:
+        yield from _prescribed(data, requests, data.wave_requests, room)
     for length in np.unique(requests.output_tokens)[::-1].tolist():
         line = _too_much_kv(data, requests, kv, room, length)
         if line:
             yield line
             return
+
+
+def _prescribed(
+    data: ProblemData, requests: RequestClasses, counts: IntArray, room: int
+) -> Iterator[str]:
+    """Each prescribed wave alone: its requests' cache and their lengths."""
+    kv = np.rint(requests.kv_mib * BYTES_PER_MIB).astype(np.int64)
+    for w, needed in enumerate((kv @ counts).tolist()):
+        if needed > room:
+            yield (
+                f"the requests prescribed for wave {w} need {_mib(needed)} MiB of KV cache, "
+                f"{_mib(room)} MiB are free beside one copy of every expert"
+            )
+    for w, steps in enumerate(data.wave_steps or ()):
+        for c in np.flatnonzero((counts[:, w] > 0) & (requests.output_tokens > steps)).tolist():
+            yield (
+                f"class {requests.names[c]!r} is prescribed for wave {w} and decodes "
+                f"{requests.output_tokens[c]:,} tokens, the wave has {steps:,} steps"
+            )
 
 
 def _too_many_large(data: ProblemData, requests: RequestClasses, kv: IntArray) -> Iterator[str]:

@@ -26,6 +26,8 @@ from moeopt.files import (
 )
 from moeopt.instance_checks import instance_problems
 from moeopt.instance_parts import (
+    ActivationOptions,
+    AffinityOptions,
     BalanceOptions,
     Cluster,
     JointOptions,
@@ -33,10 +35,12 @@ from moeopt.instance_parts import (
     LayerTimeSpec,
     Moe,
     Name,
+    PagingOptions,
     Part,
     RequestClass,
     Source,
     Text,
+    TopologyOptions,
 )
 
 __all__ = [
@@ -68,6 +72,10 @@ class Instance(Part):
     requests: Annotated[tuple[RequestClass, ...], Field(min_length=1)] | None = None
     joint: JointOptions | None = None
     balance: BalanceOptions | None = None
+    topology: TopologyOptions | None = None
+    paging: PagingOptions | None = None
+    activation: ActivationOptions | None = None
+    affinity: AffinityOptions | None = None
     arrays: Name | None = None
     arrays_sha256: Annotated[Text, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
 
@@ -246,6 +254,10 @@ def _readable_parts(
         requests=read_each(RequestClass, document.get("requests")),
         joint=read(JointOptions, document.get("joint")),
         balance=read(BalanceOptions, document.get("balance")),
+        topology=read(TopologyOptions, document.get("topology")),
+        paging=read(PagingOptions, document.get("paging")),
+        activation=read(ActivationOptions, document.get("activation")),
+        affinity=read(AffinityOptions, document.get("affinity")),
     )
 
 

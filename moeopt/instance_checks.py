@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from moeopt.arrays import Rows
 from moeopt.files import LINES_OF_A_KIND, limited
+from moeopt.instance_checks_topology import topology_problems
 
 #: Rows of ``usage`` sum to top_k, and shares to 1, within this.
 SUM_TOLERANCE = 1e-6
@@ -34,6 +35,9 @@ def instance_problems(parts: Any) -> list[str]:
         *_requests(parts.requests, parts.moe),
         *_joint(parts.joint, parts.requests),
         *_balance(parts.balance, parts.moe, parts.cluster),
+        *topology_problems(parts.topology, parts.moe, parts.cluster),
+        *_paging(parts.paging, parts.moe),
+        *_activation(parts.activation, parts.moe, parts.cluster),
     ]
 
 
@@ -67,6 +71,8 @@ def _cluster(cluster: Any, moe: Any) -> Iterator[str]:
                 f"cluster.nodes[{n}]: reserved_mib {node.reserved_mib:,g} and dense_mib "
                 f"{dense_mib:,g} are more than memory_mib {node.memory_mib:,g}"
             )
+        if node.kv_mib is not None and node.memory_mib is None:
+            yield f"cluster.nodes[{n}].kv_mib: needs memory_mib"
     if cluster.hops is not None:
         yield from _hops(cluster.hops, len(cluster.nodes))
 
@@ -212,6 +218,8 @@ def _joint(joint: Any, requests: Any) -> Iterator[str]:
         return
     if joint.waves and joint.wave_steps and len(joint.wave_steps) != joint.waves:
         yield f"joint.wave_steps: has {len(joint.wave_steps)} entries for {joint.waves} waves"
+    if joint.wave_requests is not None:
+        yield from _wave_requests(joint, requests)
     if joint.share is None:
         return
     if requests is not None and None not in requests:
@@ -221,6 +229,23 @@ def _joint(joint: Any, requests: Any) -> Iterator[str]:
     total = sum(joint.share.values())
     if abs(total - 1) > SUM_TOLERANCE:
         yield f"joint.share: sums to {total:.9g}, not to 1"
+
+
+def _wave_requests(joint: Any, requests: Any) -> Iterator[str]:
+    path, waves = "joint.wave_requests", joint.wave_requests
+    expected = joint.waves or len(joint.wave_steps or waves)
+    if len(waves) != expected:
+        yield f"{path}: has {len(waves)} entries for {expected} waves"
+    if requests is None or None in requests:
+        return
+    counts = {r.name: r.count for r in requests}
+    for w, wave in enumerate(waves):
+        for name in wave.keys() - counts.keys():
+            yield f"{path}[{w}].{name}: there is no such request class"
+    for name, count in counts.items():
+        in_waves = sum(wave.get(name, 0) for wave in waves)
+        if in_waves != count:
+            yield f"{path}: {in_waves} requests of class {name!r} in all, its count is {count}"
 
 
 def _balance(balance: Any, moe: Any, cluster: Any) -> Iterator[str]:
@@ -248,6 +273,37 @@ def _balance(balance: Any, moe: Any, cluster: Any) -> Iterator[str]:
         yield from _held(rows, moe, cluster, f"balance.previous[{l}]")
     if balance.groups_on_nodes:
         yield from _groups_on_nodes(moe, cluster)
+
+
+def _paging(paging: Any, moe: Any) -> Iterator[str]:
+    if paging is None:
+        return
+    if (paging.requests is None) == (paging.trace is None):
+        yield "paging: needs either requests or trace"
+    for name in ("sequences", "batch"):
+        if paging.trace is None and getattr(paging, name) is not None:
+            yield f"paging.{name}: belongs to a trace"
+    if paging.load_us is not None and paging.load_gb_s is not None:
+        yield "paging: load_us and load_gb_s say the same thing twice"
+    if paging.load_us is not None:
+        if moe is not None and len(paging.load_us) not in (1, moe.layers):
+            yield f"paging.load_us: has {len(paging.load_us)} entries, needs 1 or {moe.layers}"
+        low = paging.load_us <= 0
+        yield from _where(low, "paging.load_us", lambda l: "must be positive")
+    if paging.requests is not None:
+        rows, path = paging.requests, "paging.requests"
+        if not len(rows):
+            yield f"{path}: must have at least one request"
+        yield from _where(rows.sizes == 0, path, lambda t: "has no experts")
+        if moe is not None:
+            outside = (rows.values < 0) | (rows.values >= moe.experts)
+            yield from _where_rows(
+                outside,
+                rows,
+                path,
+                lambda e: f"expert {e} does not exist (experts are 0..{moe.experts - 1})",
+            )
+        yield from _repeated(rows, path)
 
 
 def _held(rows: Rows, moe: Any, cluster: Any, path: str) -> Iterator[str]:
@@ -279,6 +335,35 @@ def _groups_on_nodes(moe: Any, cluster: Any) -> Iterator[str]:
         yield f"{path}: {moe.expert_groups} groups cannot be divided equally among {nodes} nodes"
     elif slots is not None and slots > moe.experts // nodes:
         yield f"{path}: a GPU has {slots} slots, its node {moe.experts // nodes} experts"
+
+
+def _activation(activation: Any, moe: Any, cluster: Any) -> Iterator[str]:
+    if activation is None or moe is None:
+        return
+    mass, path = activation.gate_mass, "activation.gate_mass"
+    if mass.shape != (moe.layers, moe.top_k):
+        rows, columns = mass.shape
+        yield f"{path}: is {rows} × {columns}, but there are {moe.layers} layers, top-{moe.top_k}"
+    else:
+        yield from _where(mass < 0, path, lambda i, j: f"must not be negative, is {mass[i, j]:g}")
+        yield from _where(np.diff(mass) > 0, path, lambda i, j: "the heaviest rank comes first")
+        yield from _where(~(mass > 0).any(axis=1), path, lambda i: "all entries are 0")
+    path = "activation.scenarios"
+    if len(activation.scenarios) != moe.layers:
+        yield f"{path}: has {len(activation.scenarios)} layers, not {moe.layers}"
+    for l, layer in enumerate(activation.scenarios):
+        if len(layer) != moe.top_k:
+            yield f"{path}[{l}]: has {len(layer)} entries, but top_k is {moe.top_k}"
+        for j, scenarios in enumerate(layer):
+            yield from _scenarios(scenarios, moe.experts, f"{path}[{l}][{j}]")
+    if activation.hosts is not None and len(activation.hosts) != moe.layers:
+        yield f"activation.hosts: has {len(activation.hosts)} layers, not {moe.layers}"
+    for l, rows in enumerate(activation.hosts or ()):
+        path = f"activation.hosts[{l}]"
+        if cluster is not None:
+            yield from _held(rows, moe, cluster, path)
+        sizes = rows.sizes
+        yield from _where(sizes != 1, path, lambda e, sizes=sizes: f"{sizes[e]} GPUs, not one")
 
 
 def _not_layers_of_experts(path: str, shape: tuple[int, ...], moe: Any) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
-from moeopt.arrays import Array, ArrayField, Rows
+from moeopt.arrays import Array, ArrayField, Rows, one_a_row
 
 Integer = Annotated[int, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
@@ -18,6 +18,12 @@ Name = Annotated[Text, Field(min_length=1)]
 List = Annotated[Array, ArrayField("numbers", "list")]
 Table = Annotated[Array, ArrayField("numbers", "table")]
 IntegerRows = Annotated[Rows, ArrayField("integers", "rows")]
+#: One number a row may stand without its brackets.
+Streams = Annotated[
+    Rows,
+    ArrayField("integers", "rows", single=True),
+    BeforeValidator(one_a_row),
+]
 
 
 class Part(BaseModel):
@@ -62,6 +68,13 @@ class Node(Part):
     gpus: Count
     memory_mib: Positive | None = None
     reserved_mib: Size = 0.0
+    kv_mib: Annotated[
+        Size | None,
+        Field(
+            description="Of each GPU, kept for the KV cache by problems that do not decide about "
+            "it; joint does, and needs none."
+        ),
+    ] = None
 
 
 class Cluster(Part):
@@ -128,7 +141,7 @@ class RequestClass(Part):
 
 
 class JointOptions(Part):
-    """Options of ``joint``: largest number of waves, or the decode steps of each wave.
+    """Options of ``joint``: largest number of waves, or the decode steps or requests of each wave.
 
     ``charged``: the replicas that a wave's time counts, null for ``activated``.
     ``uniform_slots``: equally many experts on every GPU in every layer, null for false.
@@ -137,10 +150,48 @@ class JointOptions(Part):
 
     waves: Count | None = None
     wave_steps: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    wave_requests: Annotated[
+        tuple[dict[Name, Annotated[Integer, Field(ge=0)]], ...] | None,
+        Field(min_length=1, description="Requests of each class in each wave; absent: none."),
+    ] = None
     charged: Literal["activated", "resident"] | None = None
     uniform_slots: Annotated[bool, Strict()] | None = None
     share: dict[Name, Size] | None = None
     tpot_limit_us: Positive | None = None
+
+
+class TopologyOptions(Part):
+    """Options of ``topology``. Servers are the cluster's nodes, hops those of ``cluster.hops``.
+
+    ``dispatch_node``, ``collect_node``: where the tokens of each layer start and end, one node a
+    layer or several streams, [layers][streams]; null: collected where the next layer starts, after
+    the last layer where the first does. ``share``: of the tokens that each stream has, null for
+    equal ones. ``capacity``: experts of all layers that a node may hold, ``capacity_per_layer``: of
+    one layer; null for what memory and slots hold. ``weighted``: by the load of each expert, else
+    all experts alike. ``replicas``: copies beyond one of each expert, over all layers.
+    """
+
+    dispatch_node: Streams
+    collect_node: Streams | None = None
+    share: List | None = None
+    capacity: Count | None = None
+    capacity_per_layer: Count | None = None
+    weighted: Annotated[bool, Strict()] = True
+    replicas: Annotated[Integer, Field(ge=0)] | None = None
+
+
+class AffinityOptions(Part):
+    """Options of ``affinity``: tokens that change GPU between layers (``inter``, from ``next``), or
+    further GPUs that a token touches inside a layer (``intra``, from ``scenarios``).
+
+    ``near``: weight of another GPU of the node; ``far``: of another node, not below ``near``;
+    ``max_load``: largest load of a GPU over the mean of the layer, null for any.
+    """
+
+    kind: Literal["inter", "intra"]
+    near: Size = 1.0
+    far: Size = 1.0
+    max_load: Annotated[Number, Field(ge=1)] | None = None
 
 
 class BalanceOptions(Part):
@@ -159,3 +210,37 @@ class BalanceOptions(Part):
     previous: tuple[IntegerRows, ...] | None = None
     max_moves: Annotated[Integer, Field(ge=0)] | None = None
     groups_on_nodes: Annotated[bool, Strict()] | None = None
+
+
+class PagingOptions(Part):
+    """Options of ``paging``: what is asked for (``requests`` or ``trace``), and the cache.
+
+    ``requests``: experts of each request, in turn of layer 0, 1, …; ``trace``: a shipped trace, its
+    first ``sequences``, ``batch`` of them decoded at once. ``cache``: experts that it holds, null
+    for what memory holds. ``load_us``: time to load one expert, one number or one a layer;
+    ``load_gb_s``: bandwidth that loads it; neither: misses are counted.
+    """
+
+    requests: IntegerRows | None = None
+    trace: Name | None = None
+    sequences: Count | None = None
+    batch: Count | None = None
+    cache: Count | None = None
+    load_us: List | None = None
+    load_gb_s: Positive | None = None
+
+
+class ActivationOptions(Part):
+    """Options of ``activation``. A token's experts are ranked by gate weight, heaviest first.
+
+    ``gate_mass``: mean gate mass of each rank, [layers][top_k], any scale; ``budget``: what may be
+    dropped of it, summed over layers (1 is all of one layer's). ``scenarios``: [layers][top_k];
+    those of the same steps when tokens keep 1, 2, … experts. ``batch``: tokens of a step, for
+    throughputs. ``hosts``: the GPU of each expert where the plan is fixed, [layers][experts].
+    """
+
+    gate_mass: Table
+    budget: Size
+    scenarios: Annotated[tuple[tuple[ScenarioList, ...], ...], Field(min_length=1)]
+    batch: Count | None = None
+    hosts: tuple[IntegerRows, ...] | None = None

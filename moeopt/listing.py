@@ -32,6 +32,10 @@ _PROBLEMS = {
     "replication": "replicas, and which replica serves (Euro-Par 2025, Problem 2)",
     "joint": "placement, replication and requests to waves and GPUs under GPU memory and KV cache",
     "balance": "replicas in all slots; least tokens on the fullest GPU, mean over load windows",
+    "topology": "experts on servers; fewest hops of the tokens, with or without copies",
+    "affinity": "experts used in turn or together on one GPU; fewest tokens that change GPU",
+    "paging": "what leaves a cache of experts; fewest loads, offline optimum (arXiv 2509.02408)",
+    "activation": "how many experts a layer keeps within a budget of gate mass, and where",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -11,7 +12,11 @@ from moeopt.errors import InputError
 from moeopt.feasibility import explain_infeasible
 from moeopt.instance import Instance
 from moeopt.instance_parts import JointOptions, LayerRouting, RequestClass, ScenarioList
+from moeopt.prepare_activation import missing_activation, with_activation
+from moeopt.prepare_affinity import missing_for_affinity, with_affinity
 from moeopt.prepare_balance import with_balance
+from moeopt.prepare_paging import missing_for_paging, with_paging
+from moeopt.prepare_topology import missing_for_topology, with_topology
 from moeopt.problem import (
     PROBLEMS,
     FloatArray,
@@ -57,8 +62,9 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
     load = np.stack(
         [_load(r, s, moe.experts) for r, s in zip(instance.routing, scenarios, strict=True)]
     )
-    free_mib = _free_mib(instance)
     joint, balance = problem == "joint", problem == "balance"
+    free_mib = free_memory_mib(instance, with_cache=joint)
+    activation = problem == "activation"
     requests = _requests(instance, load) if joint else None
     waves, wave_steps = 0, None
     options = instance.joint or JointOptions()
@@ -67,7 +73,7 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
         one_copy_mib = moe.layers * moe.experts * mib_up(moe.expert_mib)
         waves = (
             options.waves
-            or len(wave_steps or ())
+            or len(wave_steps or options.wave_requests or ())
             or _default_waves(requests, math.fsum(free_mib) - one_copy_mib)
         )
     data = ProblemData(
@@ -84,18 +90,29 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
         layer_time=LayerTime(
             spec.form, spec.base_us, spec.expert_us, spec.token_base_us, spec.token_us
         ),
-        scenarios=() if joint or balance else tuple(s for s in scenarios if s is not None),
+        scenarios=(
+            () if joint or balance or activation else tuple(s for s in scenarios if s is not None)
+        ),
         load=load,
         gpu_kind=_gpu_kind(free_mib, instance.cluster.gpus),
         requests=requests,
         waves=waves,
         wave_steps=wave_steps,
+        wave_requests=None if requests is None else _wave_requests(options, requests),
         charged=options.charged or "activated" if joint else "activated",
         uniform_slots=bool(joint and options.uniform_slots),
         attention_base_us=spec.attention_base_us,
         attention_us_per_mib=spec.attention_us_per_mib,
         layer_numbers=tuple(routed.layer for routed in instance.routing),
     )
+    if problem == "paging":
+        return with_paging(replace(data, scenarios=()), instance)
+    if problem == "topology":
+        return with_topology(replace(data, scenarios=()), instance)
+    if activation:
+        return with_activation(data, instance, _scenarios)
+    if problem == "affinity":
+        return with_affinity(data, instance)
     return with_balance(data, instance) if balance else data
 
 
@@ -105,6 +122,14 @@ def _missing_ingredients(instance: Instance, problem: str) -> list[str]:
     if problem == "balance":
         lacks = instance.cluster.slots_per_gpu is None
         return ["problem balance needs cluster.slots_per_gpu"] if lacks else []
+    if problem == "activation":
+        return missing_activation(instance)
+    if problem == "paging":
+        return list(missing_for_paging(instance))
+    if problem == "topology":
+        return missing_for_topology(instance)
+    if problem == "affinity":
+        return list(missing_for_affinity(instance))
     if problem != "joint":
         lacking = [l for l, routed in enumerate(instance.routing) if routed.scenarios is None]
         if len(lacking) == len(instance.routing):
@@ -168,13 +193,19 @@ def _load(routed: LayerRouting, scenarios: Scenarios | None, experts: int) -> Fl
     return load
 
 
-def _free_mib(instance: Instance) -> FloatArray | None:
+def free_memory_mib(instance: Instance, *, with_cache: bool) -> FloatArray | None:
+    """Return what is left of each GPU's memory, shape (G,); None where slots alone limit.
+
+    ``with_cache``: for experts and KV cache together; else without what is kept for the cache.
+    """
     free = []
     for node in instance.cluster.nodes:
         if node.memory_mib is None:
             return None
         # Differences of whole bytes below 8 PiB are exact in double precision.
         taken = mib_up(node.reserved_mib) + mib_up(instance.moe.dense_mib or 0.0)
+        if node.kv_mib is not None and not with_cache:
+            taken += mib_up(node.kv_mib)
         free += [mib_down(node.memory_mib) - taken] * node.gpus
     return np.array(free)
 
@@ -183,6 +214,13 @@ def _gpu_kind(free_mib: FloatArray | None, gpus: int) -> IntArray:
     if free_mib is None:
         return np.zeros(gpus, dtype=np.int64)
     return np.unique(free_mib, return_inverse=True)[1].astype(np.int64)
+
+
+def _wave_requests(options: JointOptions, requests: RequestClasses) -> IntArray | None:
+    if options.wave_requests is None:
+        return None
+    rows = [[wave.get(name, 0) for wave in options.wave_requests] for name in requests.names]
+    return np.array(rows, dtype=np.int64)
 
 
 def _requests(instance: Instance, load: FloatArray) -> RequestClasses:

@@ -12,12 +12,25 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from moeopt.activation.data import ActivationData
+    from moeopt.affinity.data import AffinityData
     from moeopt.balance.data import BalanceData
+    from moeopt.paging.data import PagingData
+    from moeopt.topology.data import TopologyData
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-PROBLEMS = ("placement", "replication", "joint", "balance")
+PROBLEMS = (
+    "placement",
+    "replication",
+    "joint",
+    "balance",
+    "activation",
+    "paging",
+    "topology",
+    "affinity",
+)
 
 #: Tangents that stand for the ``p2`` form in linear formulations.
 P2_TANGENTS = 17
@@ -153,7 +166,7 @@ class ProblemData:
     slots : int or None
         Experts of one layer that a GPU may host; None where memory alone limits.
     scenarios : tuple of Scenarios
-        One a layer; empty tuple for ``joint`` and ``balance``.
+        One a layer; empty tuple for ``joint``, ``balance`` and ``activation``.
     load : float array, shape (L, E)
     gpu_kind : int array, shape (G,)
         GPUs with equal numbers are interchangeable.
@@ -161,6 +174,8 @@ class ProblemData:
         Largest number of waves (``joint``).
     wave_steps : tuple of int or None
         Decode steps of each wave where they are prescribed.
+    wave_requests : int array, shape (C, W), or None
+        Requests of each class in each wave where they are prescribed.
     charged : {"activated", "resident"}
         Which replicas of a GPU a wave of ``joint`` is charged for: those that compute tokens, or
         all that the GPU hosts.
@@ -169,6 +184,15 @@ class ProblemData:
     balance : BalanceData or None
         Loads, slots and moves of ``balance``; None for the other problems, and where counting
         shows that there is no plan (:func:`moeopt.feasibility.explain_infeasible` says why).
+    topology : TopologyData or None
+        Servers, hops, streams and room of ``topology``; None for the other problems.
+    paging : PagingData or None
+        Requests, cache and load times of ``paging``; None for the other problems.
+    activation : ActivationData or None
+        Scenarios, masses and budget of ``activation``; None for the other problems.
+    affinity : AffinityData or None
+        Tokens between layers, or scenarios, of ``affinity``; None for the other problems, and where
+        counting shows that there is no plan.
     """
 
     name: str
@@ -188,16 +212,27 @@ class ProblemData:
     requests: RequestClasses | None = None
     waves: int = 0
     wave_steps: tuple[int, ...] | None = None
+    wave_requests: IntArray | None = None
     charged: Literal["activated", "resident"] = "activated"
     uniform_slots: bool = False
     attention_base_us: float = 0.0
     attention_us_per_mib: float = 0.0
     layer_numbers: tuple[int, ...] = field(default=())
     balance: BalanceData | None = None
+    topology: TopologyData | None = None
+    paging: PagingData | None = None
+    activation: ActivationData | None = None
+    affinity: AffinityData | None = None
 
 
 def objective_unit(data: ProblemData) -> str:
     """Unit of the objective: tokens (``balance``), expert-time units for ``unit``, microseconds."""
     if data.problem == "balance":
         return "tokens"
+    if data.topology is not None:
+        return "hops"
+    if data.problem == "affinity":
+        return "transfers" if data.scenarios else "tokens"
+    if data.paging is not None:
+        return "misses" if data.paging.load_us is None else "us"
     return "expert-time units" if data.layer_time.form == "unit" else "us"

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from moeopt import __version__
-from moeopt.bounds import combinatorial_bounds, joint_bound
+from moeopt.bounds import JOINT_METHOD, combinatorial_bounds, joint_bound
 from moeopt.checker import CheckReport, check_solution
 from moeopt.choosing import Choice
 from moeopt.errors import InputError, SolverError
 from moeopt.heuristics import joint as joint_heuristic
+from moeopt.heuristics import paging as paging_heuristic
 from moeopt.heuristics import placement as placement_heuristic
 from moeopt.heuristics import replication as replication_heuristic
 from moeopt.machine import describe_machine
@@ -29,6 +30,12 @@ from moeopt.trajectory import Trajectory
 
 #: Floating-point solvers prove their bounds up to their tolerances; theirs are lowered by this.
 FLOAT_BOUND_SLACK = 1e-7
+
+_HEURISTICS: dict[str, Callable[..., Solution | None]] = {
+    "placement": placement_heuristic.place,
+    "replication": replication_heuristic.replicate,
+    "paging": paging_heuristic.evict,
+}
 
 
 @dataclass
@@ -153,24 +160,29 @@ class Run:
         self.seconds["bound"] = time.monotonic() - begin
         self.tell("bound")
 
-    def bound_lengths(self, time_limit_s: float, gap: float, stop: threading.Event) -> None:
-        """Bound ``joint`` by layers, over the lengths of its waves."""
+    def bound_lengths(
+        self, seed: int, time_limit_s: float, gap: float, stop: threading.Event
+    ) -> None:
+        """Bound ``joint`` by layers, over the lengths of its waves; plan prescribed waves."""
         begin = time.monotonic()
         self.tell("proof")
 
         def on_bound(value: float) -> None:
-            self.live_lower = value
+            self.lower_bounds[JOINT_METHOD] = value
             self.tell("proof")
 
-        enough = math.inf if self.upper is None else self.upper * (1.0 - gap)
+        def on_plan(solution: Solution) -> None:
+            self.offer(solution, "the heuristic")
+            self.tell("heuristic")
+
         bound, self.wave_lengths = joint_bound(
             self.data,
+            seed=seed,
             time_limit_s=time_limit_s,
-            enough=enough,
-            stop=stop.is_set,
+            stop=lambda: stop.is_set() or self.closed(gap),
             on_bound=on_bound,
+            on_plan=on_plan,
         )
-        self.live_lower = None
         if bound.value < math.inf:  # what no waves can hold is for the exact search to say
             self.lower_bounds[bound.method] = bound.value
         self.seconds["proof"] = time.monotonic() - begin
@@ -189,6 +201,40 @@ class Run:
         )
         self.lower_bounds[found.source] = found.value
         self.offer(Solution.from_arrays(self.data, found.hosts), "the search of balance")
+        self.seconds["heuristic"] = time.monotonic() - begin
+        self.tell("proof")
+
+    def transmit(self, seed: int, time_limit_s: float, stop: threading.Event) -> None:
+        """Plan ``topology`` and bound it: a flow, or copies and rents."""
+        from moeopt.topology.solve import find_plan
+        from moeopt.topology.spread import hosts_of
+
+        begin = time.monotonic()
+        self.tell("heuristic")
+        if self.data.topology is None:
+            raise ValueError("no servers are known")
+        found = find_plan(
+            self.data.topology, seed=seed, time_limit_s=time_limit_s, stop=stop.is_set
+        )
+        if found is None:
+            raise ValueError("no room for a plan")  # explain_infeasible said why
+        if found.value is not None:
+            self.lower_bounds[found.method] = found.value
+        hosts = hosts_of(self.data.topology, found.plan)
+        self.offer(Solution.from_arrays(self.data, hosts), f"the search by {found.method}")
+        self.seconds["heuristic"] = time.monotonic() - begin
+        self.tell("proof")
+
+    def activate(self, seed: int, time_limit_s: float, stop: threading.Event) -> None:
+        """Plan and bound ``activation``: layers under every choice, then a knapsack."""
+        from moeopt.activating import solve_choice
+
+        begin = time.monotonic()
+        self.tell("heuristic")
+        found = solve_choice(self.data, seed=seed, time_limit_s=time_limit_s, stop=stop.is_set)
+        self.lower_bounds[found.source] = found.lower
+        plan = Solution.from_arrays(self.data, found.hosts, activated=found.kept)
+        self.offer(plan, "the search by layer")
         self.seconds["heuristic"] = time.monotonic() - begin
         self.tell("proof")
 
@@ -211,11 +257,7 @@ class Run:
                 on_plan=on_plan,
             )
         else:
-            method = (
-                placement_heuristic.place
-                if self.data.problem == "placement"
-                else replication_heuristic.replicate
-            )
+            method = _HEURISTICS[self.data.problem]
             found = method(self.data, seed=seed, time_limit_s=time_limit_s, stop=stop.is_set)
             if found is not None:
                 on_plan(found)

@@ -28,7 +28,16 @@ if TYPE_CHECKING:
 SCHEMA: Literal["moeopt-solution/1"] = "moeopt-solution/1"
 
 #: Problems whose solutions this format holds; ``moeopt.problem.PROBLEMS`` is the same (tested).
-PROBLEMS = ("placement", "replication", "joint", "balance")
+PROBLEMS = (
+    "placement",
+    "replication",
+    "joint",
+    "balance",
+    "activation",
+    "paging",
+    "topology",
+    "affinity",
+)
 
 Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
@@ -36,6 +45,8 @@ Text = Annotated[str, Strict()]
 
 #: Tokens computed by one replica: (expert, gpu, tokens).
 Part = tuple[Integer, Integer, Number]
+#: What leaves a cache: (request, layer, expert).
+Eviction = tuple[Integer, Integer, Integer]
 
 
 class Wave(BaseModel):
@@ -63,6 +74,10 @@ class Solution(BaseModel):
     dispatch : list, [layers][scenarios or waves] of (expert, gpu, tokens), or None
         Tokens that each replica computes. Scenarios are numbered as in
         :class:`moeopt.problem.ProblemData` (as in the instance, repeated scenarios merged).
+    evictions : list of (request, layer, expert), or None
+        What leaves the cache at a request, before its experts are loaded; only for ``paging``.
+    activated : list of int, [layers], or None
+        Experts that every token keeps; only for ``activation``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -75,6 +90,8 @@ class Solution(BaseModel):
     hosts: list[list[list[Integer]]]
     waves: list[Wave] | None = None
     dispatch: list[list[list[Part]]] | None = None
+    activated: list[Integer] | None = None
+    evictions: list[Eviction] | None = None
 
     @classmethod
     def from_arrays(
@@ -84,6 +101,7 @@ class Solution(BaseModel):
         *,
         requests: npt.ArrayLike | None = None,
         dispatch: npt.ArrayLike | Sequence[Sequence[Sequence[Any]]] | None = None,
+        activated: Sequence[int] | None = None,
         objective: float | None = None,
     ) -> Solution:
         """Make a solution from arrays.
@@ -94,10 +112,11 @@ class Solution(BaseModel):
         hosts : bool array, shape (L, E, G)
         requests : int array, shape (C, W, G), optional
             Waves without requests are dropped, but where ``data.wave_steps`` gives each wave
-            its own length.
+            its own length, or ``data.wave_requests`` its requests.
         dispatch : float array, shape (W, L, E, G), or nested lists, optional
             Tokens of each replica: as an array by wave (zeros are left out), as lists
             [layer][scenario or wave] of (expert, gpu, tokens). Dropped waves are dropped here too.
+        activated : sequence of int, [layers], optional
         objective : float, optional
 
         Raises
@@ -117,6 +136,7 @@ class Solution(BaseModel):
             z = z.astype(np.int64)
             present: npt.NDArray[np.bool_] = np.any(z, axis=2)
             kept = np.any(present, axis=0) | (data.wave_steps is not None)
+            kept |= data.wave_requests is not None
             waves = [
                 Wave(requests={names[c]: z[c, w].tolist() for c in np.flatnonzero(present[:, w])})
                 for w in np.flatnonzero(kept)
@@ -129,6 +149,7 @@ class Solution(BaseModel):
             hosts=_hosts_lists(x),
             waves=waves,
             dispatch=_dispatch_lists(dispatch, kept, data),
+            activated=None if activated is None else [int(j) for j in activated],
         )
 
     def hosts_array(self, gpus: int) -> npt.NDArray[np.bool_]:
@@ -137,8 +158,10 @@ class Solution(BaseModel):
         Raises
         ------
         InputError
-            A GPU does not exist, or layers differ in their number of experts.
+            A GPU does not exist, layers differ in their number of experts, or it is of ``paging``.
         """
+        if self.problem == "paging":
+            raise InputError("hosts: a plan of paging has none: it says what leaves a cache")
         sizes = {len(layer) for layer in self.hosts}
         if len(sizes) > 1:
             raise InputError("hosts: layers have different numbers of experts")
@@ -248,6 +271,8 @@ def validate_against(instance: Instance, solution: Solution) -> list[str]:
         *_hosts_misfits(instance, solution),
         *_hosts_outside(solution, instance.cluster.gpus),
         *_waves_misfits(instance, solution),
+        *_activated_misfits(instance, solution),
+        *_evictions_misfits(instance, solution),
         *_dispatch_misfits(instance, solution),
     ]
 
@@ -269,6 +294,10 @@ def _identity_misfits(instance: Instance, solution: Solution) -> Iterator[str]:
 
 def _hosts_misfits(instance: Instance, solution: Solution) -> Iterator[str]:
     layers, experts = instance.moe.layers, instance.moe.experts
+    if solution.problem == "paging":
+        if solution.hosts:
+            yield "hosts: a plan of paging has none"
+        return
     if len(solution.hosts) != layers:
         yield f"hosts: has {len(solution.hosts)} layers, the instance {layers}"
     lines = [
@@ -295,6 +324,40 @@ def _waves_misfits(instance: Instance, solution: Solution) -> Iterator[str]:
         if count < 0
     ]
     yield from limited(lines, len(lines))
+
+
+def _activated_misfits(instance: Instance, solution: Solution) -> Iterator[str]:
+    kept, layers, top_k = solution.activated, instance.moe.layers, instance.moe.top_k
+    if solution.problem != "activation":
+        if kept is not None:
+            yield f"activated: the problem {solution.problem} has none"
+    elif kept is None:
+        yield "activated: missing, the problem is activation"
+    else:
+        if len(kept) != layers:
+            yield f"activated: has {len(kept)} layers, the instance {layers}"
+        lines = [
+            f"activated[{l}]: must be from 1 to {top_k}, is {j}"
+            for l, j in enumerate(kept)
+            if not 1 <= j <= top_k
+        ]
+        yield from limited(lines, len(lines))
+
+
+def _evictions_misfits(instance: Instance, solution: Solution) -> Iterator[str]:
+    evictions, layers, experts = solution.evictions, instance.moe.layers, instance.moe.experts
+    if solution.problem != "paging":
+        if evictions is not None:
+            yield f"evictions: the problem {solution.problem} has none"
+    elif evictions is None:
+        yield "evictions: missing, the problem is paging"
+    else:
+        lines = [
+            f"evictions[{i}]: request {t}, layer {l} or expert {e} does not exist"
+            for i, (t, l, e) in enumerate(evictions)
+            if not (t >= 0 and 0 <= l < layers and 0 <= e < experts)
+        ]
+        yield from limited(lines, len(lines))
 
 
 def _dispatch_misfits(instance: Instance, solution: Solution) -> Iterator[str]:

@@ -17,11 +17,13 @@ from moeopt.choosing import Choice, choose, is_small
 from moeopt.errors import InputError
 from moeopt.instance import Instance
 from moeopt.interrupt import interruptible
+from moeopt.joint.prescribed import is_prescribed
 from moeopt.methods import methods_for
 from moeopt.prepare import explain_infeasible, prepare
 from moeopt.problem import PROBLEMS, ProblemData
 from moeopt.proving import one_layer, why_not
 from moeopt.running import OnProgress, Outcome, ProgressState, Run
+from moeopt.running_affinity import affinity_phase
 from moeopt.solution import Solution
 from moeopt.solvers.base import SolveSettings
 from moeopt.solvers.supervise import WorkerOutcome
@@ -33,6 +35,9 @@ HEURISTIC_SHARE = 0.35
 
 #: Share of the time that the bound of ``joint`` over wave lengths may take.
 LENGTHS_SHARE = 0.3
+
+#: ... and that prescribed waves may take, which are bounded and planned at once.
+PRESCRIBED_SHARE = 0.9
 
 #: Share of what is left then that proofs layer by layer may take before an exact search.
 PROOF_SHARE = 0.8
@@ -125,12 +130,21 @@ def solve(
     outcome: WorkerOutcome | None = None
     with interruptible() as stop:
         run.bound()
+        prescribed = is_prescribed(run.data)
         if problem == "joint" and formulation is None and not run.closed(gap):
-            run.bound_lengths(LENGTHS_SHARE * time_limit_s, gap, stop)
-        if start == "heuristic" and not run.closed(gap):
+            share = PRESCRIBED_SHARE if prescribed else LENGTHS_SHARE
+            run.bound_lengths(seed, share * time_limit_s, gap, stop)
+        planned = prescribed and run.best is not None
+        if start == "heuristic" and not planned and not run.closed(gap):
             share = HEURISTIC_SHARE if chosen is not None or layered else 1.0
             if problem == "balance":
                 run.balance(seed, share * time_limit_s, stop)
+            elif problem == "topology":
+                run.transmit(seed, share * time_limit_s, stop)
+            elif problem == "affinity":
+                affinity_phase(run, seed, share * time_limit_s, stop)
+            elif problem == "activation":
+                run.activate(seed, share * time_limit_s, stop)
             else:
                 run.heuristic(seed, share * time_limit_s, gap, stop)
         if layered and not run.closed(gap) and not stop.is_set():
@@ -152,7 +166,12 @@ def _plan_of_action(
 ) -> str:
     steps = [JOINT_METHOD] if data.problem == "joint" else []
     if not small:
-        search = "a search and bounds by layer" if data.problem == "balance" else "a heuristic"
+        by_layer = data.problem in ("balance", "activation")
+        search = "a search and bounds by layer" if by_layer else "a heuristic"
+        if data.problem == "topology":
+            search = "a flow, or copies and rents of places"
+        if data.problem == "affinity":
+            search = "annealing, semidefinite and column bounds"
         steps.append(search)
     if layered:
         fitting = [m for m in methods_for(data) if m.fits(one_layer(data, 0)) is None]

@@ -13,6 +13,10 @@ from fractions import Fraction
 from functools import cache
 from itertools import combinations, product
 
+from affinity_brute import brute_affinity
+from paging_brute import brute_paging
+from topology_brute import brute_topology
+
 from moeopt.problem import LayerTime, ProblemData
 
 Hosts = tuple[tuple[int, ...], ...]  # GPUs of each expert
@@ -116,6 +120,19 @@ def brute_optimum(data: ProblemData) -> tuple[float, dict]:
         return _joint(data)
     if data.problem == "balance":
         return _balance(data)
+    if data.paging is not None:
+        value, evictions = brute_paging(data.paging)
+        return value, {"evictions": evictions}
+    if data.problem == "activation":
+        return _activation(data)
+    if data.problem == "affinity":
+        if data.affinity is None:
+            return math.inf, {}
+        value, place = brute_affinity(data.affinity)
+        return value, {"hosts": tuple(tuple((int(g),) for g in row) for row in place)}
+    if data.topology is not None:
+        value, servers = brute_topology(data.topology)
+        return value, {"servers": servers}
     weights = [s.weight.tolist() for s in data.scenarios]
 
     def cost(layer: int, hosts: Hosts) -> float:
@@ -182,6 +199,43 @@ def _balance(data: ProblemData) -> tuple[float, dict]:
     return float(value), {"hosts": hosts}
 
 
+def _activation(data: ProblemData) -> tuple[float, dict]:
+    """Every number of kept experts of every layer, each with every placement (or the fixed one)."""
+    given = data.activation
+    assert given is not None
+
+    def cost(l: int, j: int, hosts: Hosts) -> float:
+        rows = given.scenarios[l][j]
+        members = (
+            _sorted_scenario(hosts, rows.members(s).tolist(), rows.counts(s).tolist())
+            for s in range(len(rows))
+        )
+        return math.fsum(
+            p * brute_time(data.layer_time, *scenario, True)
+            for p, scenario in zip(rows.weight.tolist(), members, strict=True)
+        )
+
+    def plans(l: int) -> Iterable[Hosts]:
+        if given.hosts is None:
+            return layer_plans(data)
+        return [tuple((int(row.argmax()),) for row in given.hosts[l])]
+
+    cheapest = [
+        [min((cost(l, j, hosts), hosts) for hosts in plans(l)) for j in range(data.top_k)]
+        for l in range(data.layers)
+    ]
+    best: tuple[float, dict] = (math.inf, {})
+    for kept in product(range(data.top_k), repeat=data.layers):
+        if sum(int(given.dropped[l, j]) for l, j in enumerate(kept)) > given.budget:
+            continue
+        chosen = [cheapest[l][j] for l, j in enumerate(kept)]
+        value = math.fsum([data.attention_base_us, *(time for time, _ in chosen)])
+        if value < best[0]:
+            hosts = tuple(plan for _, plan in chosen)
+            best = (value, {"hosts": hosts, "activated": [j + 1 for j in kept]})
+    return best
+
+
 def _largest(loads: Sequence[Fraction], hosts: Hosts, rule: str) -> Fraction:
     """Load of the fullest GPU; under the best split some set of experts needs so much."""
     if rule == "even":
@@ -207,7 +261,8 @@ def _sorted_scenario(
 def layer_plans(data: ProblemData) -> Iterator[Hosts]:
     """Every way to host one layer within the slots."""
     gpus = range(data.gpus)
-    choices = [(g,) for g in gpus] if data.problem == "placement" else subsets(gpus)
+    single = data.problem in ("placement", "activation")
+    choices = [(g,) for g in gpus] if single else subsets(gpus)
     for hosts in product(choices, repeat=data.experts):
         if data.slots is None or max(_used(hosts, data.gpus)) <= data.slots:
             yield hosts
@@ -254,7 +309,10 @@ def _joint(data: ProblemData) -> tuple[float, dict]:
         spreads.setdefault(tuple(tuple(sum(w) for w in line) for line in by_gpu), []).append(by_gpu)
 
     best: tuple[float, dict] = (math.inf, {})
+    wanted = None if data.wave_requests is None else data.wave_requests.tolist()
     for totals, options in spreads.items():
+        if wanted is not None and [list(line) for line in totals] != wanted:
+            continue
         steps = _steps(data, totals)
         if steps is None:
             continue

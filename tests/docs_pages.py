@@ -26,7 +26,8 @@ def relative(path: Path) -> str:
 @functools.cache
 def smoke_data(problem: str) -> tuple[ProblemData, ...]:
     """Smoke instances of a problem; those of the other scenario problem fit as well."""
-    kin = (problem,) if problem in ("joint", "balance") else ("placement", "replication")
+    scenarios = ("placement", "replication")
+    kin = scenarios if problem in scenarios else (problem,)
     return tuple(
         prepare(read_instance(path), problem) for path in SMOKE if path.stem.split("_")[1] in kin
     )

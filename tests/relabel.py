@@ -6,9 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from moeopt.activation.data import ActivationData
 from moeopt.balance.data import BalanceData
 from moeopt.balance.hosts import hosts_of, plan_of
+from moeopt.paging.data import PagingData
+from moeopt.paging.requests import requests_of_rows
 from moeopt.problem import ProblemData, Scenarios
+from moeopt.topology.data import TopologyData
 
 
 def relabelled(data: ProblemData, rng: np.random.Generator) -> ProblemData:
@@ -24,6 +28,22 @@ def relabelled(data: ProblemData, rng: np.random.Generator) -> ProblemData:
     )
     if data.balance is not None:
         return replace(changed, balance=_balance(data.balance, layers, gpus))
+    if data.paging is not None:
+        return replace(changed, paging=_paging(data.paging, layers))
+    if data.topology is not None:
+        return replace(changed, topology=_topology(data.topology, layers, gpus, rng))
+    if data.affinity is not None:
+        # GPUs are numbered node by node: they keep their numbers.
+        flow = np.array(
+            [
+                _moved(_moved(f, a).T, b).T
+                for f, a, b in zip(data.affinity.flow, layers[:-1], layers[1:], strict=False)
+            ]
+        ).reshape(data.affinity.flow.shape)
+        affinity = replace(data.affinity, load=changed.load, flow=flow, scenarios=changed.scenarios)
+        return replace(changed, gpu_kind=data.gpu_kind, affinity=affinity)
+    if data.activation is not None:
+        return replace(changed, activation=_activation(data.activation, layers, gpus, rng))
     if data.requests is None:
         return changed
     order = rng.permutation(len(data.requests.names))
@@ -54,6 +74,42 @@ def _balance(balance: BalanceData, layers, gpus) -> BalanceData:
     hosts = hosts_of(balance.previous, balance.slots, balance.experts)
     hosts = np.stack([_moved(rows, new) for rows, new in zip(hosts, layers, strict=True)])
     return replace(balance, loads=loads, previous=plan_of(hosts[:, :, gpus], balance.slots))
+
+
+def _paging(given: PagingData, layers) -> PagingData:
+    old = given.requests
+    expert = np.concatenate(layers)[old.page]
+    requests = requests_of_rows(old.layers, old.experts, old.ptr, expert)
+    return replace(given, requests=requests)
+
+
+def _activation(given: ActivationData, layers, gpus, rng) -> ActivationData:
+    scenarios = tuple(
+        tuple(_scenarios(s, new, rng) for s in row)
+        for row, new in zip(given.scenarios, layers, strict=True)
+    )
+    if given.hosts is None:
+        return replace(given, scenarios=scenarios)
+    hosts = np.stack([_moved(rows, new) for rows, new in zip(given.hosts, layers, strict=True)])
+    return replace(given, scenarios=scenarios, hosts=hosts[:, :, gpus])
+
+
+def _topology(topology: TopologyData, layers, gpus, rng) -> TopologyData:
+    """Servers get other numbers, too."""
+    servers = rng.permutation(topology.servers)  # new numbers
+    old = np.argsort(servers)
+    return replace(
+        topology,
+        hops=topology.hops[np.ix_(old, old)],
+        node_of_gpu=servers[topology.node_of_gpu[gpus]],
+        dispatch=servers[topology.dispatch],
+        collect=servers[topology.collect],
+        weight=np.stack(
+            [_moved(row, new) for row, new in zip(topology.weight, layers, strict=True)]
+        ),
+        capacity=topology.capacity[old],
+        capacity_per_layer=topology.capacity_per_layer[old],
+    )
 
 
 def _moved(row, new):

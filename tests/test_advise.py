@@ -22,7 +22,8 @@ from moeopt.balance.hosts import hosts_of
 from moeopt.catalog import read_instance
 from moeopt.commands.advising import advise as command
 from moeopt.errors import InputError
-from moeopt.trace.loads import load_trace
+from moeopt.make.traces_shipped import Trace
+from moeopt.trace.loads import load_trace, loads_of_choices
 
 QUICK = Effort(rounds=4, steps=5_000)
 
@@ -171,6 +172,30 @@ def test_windows_that_are_not_there(changes: dict[str, tuple[int, int]], words: 
         advise(question(drifted()), effort=QUICK, **changes)
 
 
+def test_choices_are_counted_in_windows_of_requests() -> None:
+    ids = np.array([[[0, 1]], [[0, 2]], [[1, 2]], [[0, 3]], [[2, 3]]], dtype=np.uint8)
+    trace = Trace("made", 4, 2, ids, np.array([0, 2, 3, 5]), np.zeros(3, dtype=np.int64))
+    found = loads_of_choices(trace, 2)
+    assert found.load.tolist() == [[[2, 2, 2, 0]], [[1, 0, 1, 2]]]
+    for windows in (0, 4):
+        with pytest.raises(InputError, match="3 requests make 1 to 3 windows"):
+            loads_of_choices(trace, windows)
+
+
+def test_windows_are_fitted_one_by_one_where_that_helps() -> None:
+    """Two kinds of requests take turns, each with hot experts of its own."""
+    kind = np.ones((2, 1, 16))
+    kind[0, 0, :4], kind[1, 0, 8:12] = 100, 100
+    taking_turns = np.concatenate([kind] * 8) + np.random.default_rng(0).random((16, 1, 16))
+    asked = replace(question(taking_turns), slots=np.full(4, 4))
+    advice = advise(asked, effort=QUICK)
+    assert advice.fitted_as == 8
+    # The hot experts of each kind are on four GPUs.
+    assert advice.moeopt.balancedness > 0.9
+    # Three windows are too few to compare.
+    assert advise(asked, fit=(0, 3), effort=QUICK).fitted_as == 1
+
+
 def test_windows_without_tokens() -> None:
     loads = drifted()
     loads[4:] = 0
@@ -241,6 +266,10 @@ def test_the_command_answers(tmp_path: Path) -> None:
     [
         (("loads.npy",), "needs --gpus and --slots"),
         (("smoke_balance_moves", "--gpus", "3"), "an instance says itself"),
+        (("azure-conv", "--gpus", "8", "--slots", "40"), "has no loads"),
+        (("gpt-oss-20b", "--gpus", "8"), "needs --gpus and --slots"),
+        (("gpt-oss-20b", "--gpus", "8", "--slots", "40", "--windows", "0"), "make 1 to 180"),
+        (("loads.npy", "--gpus", "8", "--slots", "40", "--windows", "4"), "traces of choices"),
         (("smoke_balance_best",), "advice is for the even split"),
         (("smoke_balance_infeasible",), "2 slots too few"),
         (("smoke_balance_moves", "--fit", "0-1"), "write FIRST:END"),

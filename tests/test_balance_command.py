@@ -33,7 +33,7 @@ def test_plan_is_written(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"plan{suffix}"
     shape = ("--gpus", "4", "--slots", "16")
     for loads in ("loads.csv", "loads.npy"):
-        printed = run(str(tmp_path / loads), *shape, "-o", str(path))
+        printed = run(str(tmp_path / loads), *shape, "-o", str(path), "--force")
         assert "balancedness 0.9" in printed
         assert "largest certified gap" in printed
         if suffix == ".npy":
@@ -44,6 +44,10 @@ def test_plan_is_written(tmp_path: Path, suffix: str) -> None:
         assert check_balance(data, plan).violations == []
     printed = run(str(tmp_path / "loads.npy"), *shape, "--previous", str(path), "--max-moves", "0")
     assert "0 copies moved" in printed
+    with pytest.raises(InputError, match="--force overwrites"):
+        run(str(tmp_path / "loads.npy"), *shape, "-o", str(path))
+    with pytest.raises(InputError, match="there is no folder"):
+        run(str(tmp_path / "loads.npy"), *shape, "-o", str(tmp_path / "none" / path.name))
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,7 @@ def test_plan_is_written(tmp_path: Path, suffix: str) -> None:
     [
         ("loads.txt", "1,2", "read from .npy or .csv"),
         ("loads.csv", "1,two", "two"),
+        ("loads.csv", "", "there are no loads in it"),
         ("missing.csv", None, "missing.csv"),
         ("broken.npy", "no array", "broken.npy"),
     ],

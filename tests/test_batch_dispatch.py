@@ -18,7 +18,7 @@ from moeopt.batch_dispatch.descent import descend
 from moeopt.batch_dispatch.flow import level
 from moeopt.batch_dispatch.prices import Prices, least_cost, on_grid, priced_bound, tokens_needed
 from moeopt.batch_dispatch.repair import anneal, split
-from moeopt.batch_dispatch.rounding import rounding_guarantee, split_tokens, whole_experts
+from moeopt.batch_dispatch.rounding import pour, rounding_guarantee, split_tokens, whole_experts
 from moeopt.dispatch_flow import given_time
 from moeopt.errors import InputError, MoeoptError
 from moeopt.problem import LayerTime
@@ -267,12 +267,13 @@ def test_rounding_keeps_its_guarantee(form: str) -> None:
         rng = np.random.default_rng(seed)
         batch = random_batch(rng, form, experts=12)
         share = random_shares(rng, batch)
-        sent = whole_experts(batch, share)
+        poured = pour(batch, share)
+        sent = whole_experts(batch, poured)
         for i, n in enumerate(batch.tokens.tolist()):
             mine = sent[batch.first[i] : batch.first[i + 1]]
             assert sorted(mine.tolist())[-1] == n == mine.sum()
         time = given_time(batch.layer_time, batch.assignment(sent), batch.gpus)
-        assert time <= rounding_guarantee(batch, share) * (1 + 1e-9)
+        assert time <= rounding_guarantee(batch, poured) * (1 + 1e-9)
         # The a-priori form of the theorem.
         tokens = np.bincount(batch.gpu, share * batch.tokens[batch.owner], batch.gpus)
         activated = np.bincount(batch.gpu, share, batch.gpus)

@@ -84,8 +84,12 @@ def violation_kinds() -> set[str]:
     found = set()
     for name in (
         "checker.py",
+        "checker_activation.py",
+        "checker_affinity.py",
         "checker_balance.py",
         "checker_dispatch.py",
+        "checker_paging.py",
+        "checker_topology.py",
         "checker_times.py",
     ):
         tree = ast.parse((ROOT / "moeopt" / name).read_text(encoding="utf-8"))

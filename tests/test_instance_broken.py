@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from moeopt.errors import InputError
-from moeopt.instance import read_instance_file
+from moeopt.instance import Instance, read_instance_file
 
 FOLDER = Path(__file__).parent / "broken"
+#: Keys of an instance, by the names they have in a file.
+KEYS = [field.alias or name for name, field in Instance.model_fields.items()]
 
 #: Lines by file; {folder} stands for the folder of the files.
 BROKEN: dict[str, list[str]] = {
@@ -227,8 +229,7 @@ BROKEN: dict[str, list[str]] = {
         'moe.layers: must be a whole number, not "2"',
         "cluster.nodes[0].gpus: must be at least 1, not 0",
         "layer_time.form: must be 'unit', 'sum', 'max' or 'p2', not \"mean\"",
-        "extra: unknown key (known keys: schema, name, source, moe, cluster, layer_time, "
-        "routing, requests, joint, balance, arrays, arrays_sha256)",
+        f"extra: unknown key (known keys: {', '.join(KEYS)})",
         "routing[0].scenarios.experts[2]: expert 0 appears more than once",
         "routing[0].scenarios.weight: has 2 entries for 3 scenarios",
         "routing[0].scenarios.weight[1]: must not be negative, is -2",

@@ -13,7 +13,7 @@ import pytest
 from moeopt.errors import InputError
 from moeopt.instance import Instance
 from moeopt.prepare import prepare
-from moeopt.problem import ProblemData
+from moeopt.problem import PROBLEMS, ProblemData
 
 DOCUMENT: dict[str, Any] = {
     "schema": "moeopt-instance/1",
@@ -206,7 +206,7 @@ def test_default_waves_suffice_for_the_kv_cache() -> None:
         (
             "packing",
             {},
-            ["problem 'packing' is unknown (known: placement, replication, joint, balance)"],
+            [f"problem 'packing' is unknown (known: {', '.join(PROBLEMS)})"],
         ),
         (
             "replication",

@@ -8,11 +8,12 @@ from make_data import layer_time
 from simulate_data import small_data
 
 from moeopt import dispatch
+from moeopt.dispatch_kernel import RULES, layer_step
+from moeopt.dispatch_time import FORMS
 from moeopt.errors import InputError
 from moeopt.make.traces_shipped import read_trace
 from moeopt.problem import LayerTime
 from moeopt.simulate.baselines import BASELINES
-from moeopt.simulate.kernel import FORMS, RULES, layer_step
 from moeopt.simulate.served import served
 
 # --- the kernel ----------------------------------------------------------------------------------

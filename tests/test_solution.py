@@ -165,7 +165,7 @@ def test_a_fitting_solution_has_no_problems(instance: Instance, data: ProblemDat
         (
             {"problem": "packing"},
             [
-                "problem: 'packing' is unknown (known: placement, replication, joint, balance)",
+                f"problem: 'packing' is unknown (known: {', '.join(problem.PROBLEMS)})",
                 "waves: the problem packing has none",
             ],
         ),

@@ -211,6 +211,44 @@ def test_sglang_per_token(tmp_path, monkeypatch):
     assert loads.load.tolist() == [[[0, 1, 2, 2, 1]]]
 
 
+def test_sglang_tokens_that_pad_a_batch_are_dropped(tmp_path, monkeypatch):
+    ids = np.full((2, 4, 8), -1, dtype="<i4")
+    ids[:, :3, :2] = [[0, 3], [1, 2], [2, 3]]
+    record = {"forward_pass_id": 1, "rank": 0, "topk_ids_of_layer": Tensor(ids)}
+    slots = np.tile(np.arange(4, dtype="<i8"), (2, 1))
+    dump = {
+        "records": [record | {"extend_seq_lens": [1, 2]}],
+        "last_physical_to_logical_map": Tensor(slots),
+    }
+    torch_save(dump, tmp_path / "f.pt", monkeypatch)
+    arrays = sglang.read_choices(tmp_path / "f.pt")
+    assert arrays["ids"].shape == (3, 2, 2)
+    assert arrays["offsets"].tolist() == [0, 1, 3]
+
+
+def test_sglang_counts_without_windows(tmp_path, monkeypatch):
+    counts = np.arange(6, dtype="<i4").reshape(2, 3)
+    torch_save({"logical_count": Tensor(counts)}, tmp_path / "f.pt", monkeypatch)
+    assert sglang.read_loads(tmp_path / "f.pt").load.tolist() == [counts.tolist()]
+
+
+def test_sglang_dumps_of_two_servers_are_not_summed(tmp_path, monkeypatch):
+    dump = _per_pass(0, [[[1, 2]]], [[0, 1]])
+    for at in (1, 2):
+        torch_save(dump, tmp_path / f"expert_distribution_recorder_{at}_0.pt", monkeypatch)
+    with pytest.raises(InputError, match="forward pass 7 of rank 0 twice"):
+        sglang.read_loads(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["rank", "forward_pass_id"])
+def test_sglang_records_without_a_number(tmp_path, monkeypatch, key):
+    dump = _per_pass(0, [[[1, 2]]], [[0, 1]])
+    del dump["records"][0][key]
+    torch_save(dump, tmp_path / "f.pt", monkeypatch)
+    with pytest.raises(InputError, match=f"no number '{key}'"):
+        sglang.read_loads(tmp_path / "f.pt")
+
+
 def test_other_dumps_are_refused(tmp_path, monkeypatch):
     torch_save({"weights": 1}, tmp_path / "f.pt", monkeypatch)
     with pytest.raises(InputError, match="neither counts nor records"):
@@ -255,6 +293,11 @@ def test_vllm_statistics(tmp_path):
     path = tmp_path / "stats.jsonl"
     other = json.dumps({"record_type": "eplb_initial_mapping"})
     path.write_text(f"{other}\n{json.dumps(record)}\n")
+    assert systems.read_vllm(path).load.tolist() == [[[5, 5]]]
+    # A later revision writes what all records share into the first one.
+    shared = json.dumps({"record_type": "eplb_load_meta", "version": 1, "num_ranks": 2})
+    short = {key: value for key, value in record.items() if key != "num_ranks"}
+    path.write_text(f"{shared}\n{json.dumps(short)}\n")
     assert systems.read_vllm(path).load.tolist() == [[[5, 5]]]
     path.write_text(json.dumps(record | {"expert_load": [[1, 2]]}))
     with pytest.raises(InputError, match="line 1: loads of shape"):
@@ -380,3 +423,5 @@ def test_trace_commands(tmp_path):
     assert (wrong.returncode, "no importer 'sglan'" in wrong.stderr) == (2, True)
     wrong = moeopt("trace", "show", "nothing")
     assert (wrong.returncode, "Traceback" in wrong.stderr) == (2, False)
+    wrong = moeopt("trace", "show", "azure-conv", "--plot", tmp_path / "a.svg")
+    assert (wrong.returncode, "has no loads" in wrong.stderr) == (2, True)

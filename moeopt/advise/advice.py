@@ -22,8 +22,14 @@ from moeopt.errors import InputError, MoeoptError
 
 Windows = tuple[int, int]
 
-#: The scored windows are summed into at most so many.
+#: The scored windows are summed into at most so many; the fitted ones as well.
 SCORED = 8
+#: Fewer fitted windows than this do not say whether to fit them one by one: their sum is fitted.
+_ENOUGH = 4
+#: Windows are fitted one by one unless their sum does better by more than this, on few windows.
+_CLEARLY = 0.01
+#: Several windows are never within the tolerance of the search, which ends by its rounds.
+EFFORT = Effort(rounds=6, steps=40_000)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ class Advice:
     Attributes
     ----------
     fitted, scored : (first, end) of the windows
+    fitted_as : int
+        Loads that the map of moeopt was made for: 1, the sum of the fitted windows, or so many.
     today, published, moeopt : Score
         ``published`` is None where the published heuristic does not apply.
     unreplicated : Score or None
@@ -85,6 +93,7 @@ class Advice:
     name: str
     fitted: Windows
     scored: Windows
+    fitted_as: int
     today: Score
     published: Score | None
     moeopt: Score
@@ -141,7 +150,7 @@ def advise(
         Windows from ``first`` up to, not including, ``end``. Default: the first and the second
         half; a single window is fitted and scored alike.
     effort : Effort, optional
-        Of the search.
+        Of each search; :data:`EFFORT` if not given.
 
     Raises
     ------
@@ -153,8 +162,8 @@ def advise(
     count = len(question.loads)
     fit = fit or (0, max(1, count // 2))
     score = score or (count // 2 if count > 1 else 0, count)
-    # One sum, as serving systems do: maps for several windows follow their noise.
-    fitted = _merged(question.loads, fit, 1, "fit")
+    effort = effort or EFFORT
+    fitted = _fitted(question, _merged(question.loads, fit, SCORED, "fit"), effort)
     scored = _merged(question.loads, score, SCORED, "score")
 
     target = question.balance(scored)
@@ -162,9 +171,7 @@ def advise(
     before = hosts_of(today, today_slots, question.experts)
     in_use = _score("today", BalanceData(scored, today_slots), today, None)
 
-    found = hosts_of(
-        find_plan(question.balance(fitted), effort or Effort()), question.slots, question.experts
-    )
+    found = hosts_of(find_plan(question.balance(fitted), effort), question.slots, question.experts)
     # Under a budget the search has counted the moves by the GPUs' names.
     hosts = found if question.most_moves is not None else renamed(before, found, target.parts)
     plan = plan_of(hosts, question.slots)
@@ -178,10 +185,11 @@ def advise(
         name=question.name,
         fitted=fit,
         scored=score,
+        fitted_as=len(fitted),
         today=in_use,
         published=_published(question, fitted, target, before),
         moeopt=ours,
-        unreplicated=_unreplicated(question, fitted, scored, before, effort or Effort()),
+        unreplicated=_unreplicated(question, fitted, scored, before, effort),
         plan=plan,
         ceiling=ceiling,
         least_tokens=least,
@@ -202,6 +210,23 @@ def _merged(loads: FloatArray, windows: Windows, most: int, name: str) -> FloatA
     return merged
 
 
+def _fitted(question: Question, windows: FloatArray, effort: Effort) -> FloatArray:
+    """Loads to make maps for: the fitted windows (W, L, E) one by one, or their sum.
+
+    A map for all of them serves each, one for their sum may overfill GPUs in every single one; but
+    it may also follow their noise. So maps for every other window are compared on the rest.
+    """
+    together = windows.sum(axis=0, keepdims=True)
+    if len(windows) < _ENOUGH:
+        return together
+    tried, held_out = windows[::2], question.balance(windows[1::2])
+    each, summed = (
+        check_balance(held_out, find_plan(question.balance(loads), effort)).objective
+        for loads in (tried, tried.sum(axis=0, keepdims=True))
+    )
+    return together if summed < each * (1 - _CLEARLY) else windows
+
+
 def _score(name: str, data: BalanceData, plan: IntArray, moved: int | None) -> Score:
     # Maps of others may hold an expert twice on a GPU: their loads count all the same.
     report = check_balance(data, plan)
@@ -217,7 +242,9 @@ def _published(
     if len(set(question.slots.tolist())) > 1:
         return None
     nodes, groups = (question.nodes, question.groups) if target.parts > 1 else (1, 1)
-    found = published_plan(fitted[0], int(question.slots.sum()), groups, nodes, question.gpus)
+    found = published_plan(
+        fitted.sum(axis=0), int(question.slots.sum()), groups, nodes, question.gpus
+    )
     hosts = hosts_of(found.slots, question.slots, question.experts)
     return _score("published heuristic", target, found.slots, moves(before, hosts))
 

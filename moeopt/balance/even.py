@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from moeopt.balance.data import BalanceData, BoolArray, FloatArray, IntArray, layer_of
-from moeopt.balance.layer import Effort, Part, first_plan, free_part, search
+from moeopt.balance.layer import Effort, Part, first_plans, free_part, search
 from moeopt.balance.packing import (
     MOST_PACKINGS,
     Groups,
@@ -51,7 +51,8 @@ def find_layer(data: BalanceData, l: int, effort: Effort) -> IntArray:
     def plan_of(groups: Groups, room: Room) -> IntArray:
         if (groups, room) not in known:
             part = part_of(groups, room)
-            plan = search(part, first_plan(part), effort)[1]
+            found = [search(part, first, effort) for first in first_plans(part)]
+            plan = min(found, key=lambda pair: pair[0])[1]
             known[groups, room] = experts_of(data, groups)[plan]
         return known[groups, room]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moeopt.balance.anneal import anneal
+from moeopt.balance.crowding import make_room
 from moeopt.balance.data import BoolArray, FloatArray, IntArray
 from moeopt.balance.greedy import greedy_counts, pack
 from moeopt.balance.pairs import anneal_counts, pair_up
@@ -100,12 +101,21 @@ def free_part(weight: FloatArray, slots: IntArray) -> Part:
     return Part(np.ascontiguousarray(weight), slots, held, 0)
 
 
-def first_plan(part: Part) -> IntArray:
-    """Return the greedy plan of the mean load, shape (P,)."""
-    content = np.zeros(part.replicas, dtype=np.int64)
+def first_plans(part: Part) -> list[IntArray]:
+    """Return greedy plans of the mean load, shape (P,) each.
+
+    The second one has room beside its large pieces, where the first has too little.
+    """
     row = part.weight.mean(axis=0)
-    pack(row, part.counts(row), part.slots, content)
-    return content
+    count = part.counts(row)
+    roomy = count.copy()
+    make_room(row, roomy, np.cumsum(np.sort(part.slots)))
+    plans = []
+    for counts in (count,) if (roomy == count).all() else (count, roomy):
+        content = np.zeros(part.replicas, dtype=np.int64)
+        pack(row, counts, part.slots, content)
+        plans.append(content)
+    return plans
 
 
 def search(part: Part, plan: IntArray, effort: Effort) -> tuple[float, IntArray]:

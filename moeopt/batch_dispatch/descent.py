@@ -16,8 +16,8 @@ import numpy as np
 from numba import njit
 
 from moeopt.batch_dispatch.data import LayerBatch
+from moeopt.dispatch_time import FORMS, gpu_time
 from moeopt.problem import FloatArray
-from moeopt.simulate.kernel import FORMS, gpu_time
 
 #: η times the largest time: first value, factor from stage to stage, stages, sweeps in each.
 _FIRST, _FACTOR, _STAGES, _SWEEPS = 30.0, 1.6, 16, 10

@@ -17,8 +17,8 @@ from numba import njit
 from moeopt.balance.state import below
 from moeopt.batch_dispatch.data import LayerBatch
 from moeopt.batch_dispatch.flow import route
+from moeopt.dispatch_time import FORMS, gpu_time
 from moeopt.problem import IntArray
-from moeopt.simulate.kernel import FORMS, gpu_time
 
 #: Portions of the moves that split a share, and of those where the taker passes a share on.
 _PART, _PASSED = 0.2, 0.5

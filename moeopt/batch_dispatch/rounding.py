@@ -11,6 +11,8 @@ tokens of its largest expert with a choice, and activates at most its sum of sha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from moeopt.batch_dispatch.data import LayerBatch
@@ -34,26 +36,26 @@ def split_tokens(batch: LayerBatch, share: FloatArray) -> IntArray:
     return sent
 
 
-def whole_experts(batch: LayerBatch, share: FloatArray) -> IntArray:
+def whole_experts(batch: LayerBatch, poured: Poured) -> IntArray:
     """Tokens of each replica (R,) with every expert on one replica that has a share of it."""
-    slot_gpu, edges = _slots(batch, share)
-    sent = np.zeros(len(share), dtype=np.int64)
+    slot_gpu, edges = poured.slot_gpu, poured.edges
+    sent = np.zeros(len(batch.gpu), dtype=np.int64)
     if len(edges):
         replicas, slots = edges[:, 0], edges[:, 1]
         members, row = np.unique(batch.owner[replicas], return_inverse=True)
         first = np.concatenate([[0], np.cumsum(np.bincount(row))]).astype(np.int64)
         ones = np.ones(len(members), dtype=np.int64)
-        poured = LayerBatch(batch.layer_time, len(slot_gpu), members, ones, first, slots)
+        matched = LayerBatch(batch.layer_time, len(slot_gpu), members, ones, first, slots)
         # Shares that do not quite sum to 1 may leave a slot with two experts: still a dispatch.
-        _, placed, _ = level(poured, ones)
+        _, placed, _ = level(matched, ones)
         sent[replicas[placed > 0]] = batch.tokens[batch.owner[replicas[placed > 0]]]
     alone = (batch.copies == 1)[batch.owner]
     sent[alone] = batch.tokens[batch.owner[alone]]
     return sent
 
 
-def rounding_guarantee(batch: LayerBatch, share: FloatArray) -> float:
-    """Time in us that :func:`whole_experts` of these shares does not exceed.
+def rounding_guarantee(batch: LayerBatch, poured: Poured) -> float:
+    """Time in us that :func:`whole_experts` of the same shares does not exceed.
 
     ``f`` of each GPU's whole activations, and of its tokens plus its largest expert with a choice.
     """
@@ -61,19 +63,36 @@ def rounding_guarantee(batch: LayerBatch, share: FloatArray) -> float:
     alone = (batch.copies == 1)[owner]
     activated = np.bincount(gpu[alone], minlength=batch.gpus).astype(np.float64)
     tokens = np.bincount(gpu[alone], batch.tokens[owner[alone]], batch.gpus)
-    slot_gpu, edges = _slots(batch, share)
-    used = np.unique(edges[:, 0])
-    activated += np.bincount(slot_gpu, minlength=batch.gpus)
-    poured = share[used] * batch.tokens[owner[used]]
+    used = np.unique(poured.edges[:, 0])
+    activated += np.bincount(poured.slot_gpu, minlength=batch.gpus)
+    shared = poured.share[used] * batch.tokens[owner[used]]
     # Slots are full but for dust.
-    tokens = tokens + np.bincount(gpu[used], poured, batch.gpus) * (1.0 + 4.0 * _DUST)
+    tokens = tokens + np.bincount(gpu[used], shared, batch.gpus) * (1.0 + 4.0 * _DUST)
     largest = np.zeros(batch.gpus)
     np.maximum.at(largest, gpu[used], batch.tokens[owner[used]].astype(np.float64))
     return float(batch.layer_time.of(activated, tokens + largest).max())
 
 
-def _slots(batch: LayerBatch, share: FloatArray) -> tuple[IntArray, IntArray]:
-    """GPU of each slot, and pairs (replica, slot), shape (n, 2), ordered by replica."""
+@dataclass(frozen=True)
+class Poured:
+    """Shares (R,) in slots of size 1.
+
+    Attributes
+    ----------
+    share : float array, shape (R,)
+    slot_gpu : int array, shape (S,)
+        GPU of each slot.
+    edges : int array, shape (n, 2)
+        Pairs (replica, slot), ordered by replica.
+    """
+
+    share: FloatArray
+    slot_gpu: IntArray
+    edges: IntArray
+
+
+def pour(batch: LayerBatch, share: FloatArray) -> Poured:
+    """Pour the shares (R,) of experts with a choice into slots, GPU by GPU, most tokens first."""
     choice = (batch.copies > 1)[batch.owner] & (share > _DUST)
     replicas = np.flatnonzero(choice)
     replicas = replicas[np.lexsort((-batch.tokens[batch.owner[replicas]], batch.gpu[replicas]))]
@@ -93,4 +112,4 @@ def _slots(batch: LayerBatch, share: FloatArray) -> tuple[IntArray, IntArray]:
             filled += poured
             left -= poured
     edges = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
-    return np.array(slot_gpu, dtype=np.int64), edges
+    return Poured(share, np.array(slot_gpu, dtype=np.int64), edges)

@@ -17,16 +17,21 @@ from moeopt.batch_dispatch.descent import CLOSE, descend
 from moeopt.batch_dispatch.flow import level
 from moeopt.batch_dispatch.prices import Prices, on_grid, priced_bound, tokens_needed
 from moeopt.batch_dispatch.repair import anneal, split
-from moeopt.batch_dispatch.rounding import rounding_guarantee, split_tokens, whole_experts
+from moeopt.batch_dispatch.rounding import pour, rounding_guarantee, split_tokens, whole_experts
+from moeopt.batch_dispatch.slack import prepare_slack, try_time
+from moeopt.batch_dispatch.slack_search import IMPOSSIBLE
 from moeopt.dispatch_flow import given_time
+from moeopt.dispatch_kernel import RULES, layer_step
+from moeopt.dispatch_time import FORMS
 from moeopt.errors import MoeoptError
 from moeopt.problem import FloatArray, IntArray
-from moeopt.simulate.kernel import FORMS, RULES, layer_step
 
 #: Relative gap at which a plan is good enough.
 TOLERANCE = 3e-4
 #: Rounds of annealing, and steps in each.
-_ROUNDS, _STEPS = 3, 8000
+_ROUNDS, _STEPS = 2, 8000
+#: Steps of the searches within the slack, together and each.
+_NODES, _NODES_EACH = 16_000, 6_000
 #: Bits of whole weights that stand for ``b + β n``.
 _WEIGHT_BITS = 50
 
@@ -44,7 +49,7 @@ class DispatchOutcome:
     bound : float
         No dispatch of whole tokens, experts split or not, ends before.
     proof : str
-        ``matching``, ``max-flow`` or ``linear program``: what the bound comes from.
+        ``matching``, ``max-flow``, ``linear program`` or ``slack``: what the bound comes from.
     guarantee : float
         What rounding the linear program's shares cannot exceed; the time where it is optimal by a
         flow.
@@ -121,6 +126,7 @@ class _Search:
         self.best: IntArray | None = None
         self.time = math.inf
         self.guarantee = math.inf
+        self.prices: Prices | None = None
         self.bound, self.proof = self._by_levels()
 
     def _by_levels(self) -> tuple[float, str]:
@@ -150,10 +156,10 @@ class _Search:
             if time < self.time:
                 self.best, self.time = trial, time
 
-    def raise_bound(self, bound: float) -> None:
+    def raise_bound(self, bound: float, proof: str = "linear program") -> None:
         """Keep the better bound."""
         if bound > self.bound:
-            self.bound, self.proof = bound, "linear program"
+            self.bound, self.proof = bound, proof
 
     def solve_program(self, by_matching: IntArray, by_flow: IntArray) -> None:
         """Bound and plans from the linear program; then annealing."""
@@ -163,14 +169,20 @@ class _Search:
         else:
             middle = (by_matching + by_flow) / (2 * batch.tokens[batch.owner])
             share, activation, token, time = descend(batch, middle)
-            self.raise_bound(priced_bound(batch, on_grid(batch, activation, token)))
+            self._raise_by(on_grid(batch, activation, token))
             shares = [share]
             if batch.layer_time.form == "max":
                 shares += self._whole_activations(share, time)
         for share in shares:
-            self.guarantee = min(self.guarantee, rounding_guarantee(batch, share))
-            self.offer((split_tokens(batch, share), whole_experts(batch, share)))
+            poured = pour(batch, share)
+            self.guarantee = min(self.guarantee, rounding_guarantee(batch, poured))
+            self.offer((split_tokens(batch, share), whole_experts(batch, poured)))
         self._anneal()
+        self._narrow()
+
+    def _raise_by(self, prices: Prices) -> None:
+        self.prices = prices
+        self.raise_bound(priced_bound(self.batch, prices))
 
     def _sum_shares(self) -> FloatArray:
         """``sum`` is a flow of the weights ``b + β n``, rounded down to a grid."""
@@ -181,7 +193,7 @@ class _Search:
         activation, token = math.floor(b * scale), math.floor(beta * scale)
         weight = activation + token * batch.tokens
         _, sent, cut = level(batch, weight)
-        self.raise_bound(priced_bound(batch, Prices(activation * cut, token * cut)))
+        self._raise_by(Prices(activation * cut, token * cut))
         return sent / weight[batch.owner]
 
     def _whole_activations(self, share: FloatArray, time: float) -> list[FloatArray]:
@@ -201,8 +213,8 @@ class _Search:
         for _ in range(2):
             cost = np.array([-f.expert_us * most, f.expert_us, -f.token_us * needed, f.token_us])
             share, activation, token, over = descend(batch, share, cost)
-            prices = on_grid(batch, activation, token)
-            found = max(needed, tokens_needed(batch, prices, most))
+            self.prices = on_grid(batch, activation, token)
+            found = max(needed, tokens_needed(batch, self.prices, most))
             self.raise_bound(min(more, float(f.of(self.activated, found))))
             if over <= CLOSE * self.bound or found == needed or f.of(most, found) > more:
                 break
@@ -221,6 +233,24 @@ class _Search:
             anneal(self.batch, sent, target, _STEPS, self.random)
             self.offer((sent,))
             portion = 0.5 if self.time < before else 0.5 + portion / 2
+
+    def _narrow(self) -> None:
+        """Halve the gap again and again: a time is impossible, or perhaps a plan has it."""
+        if self.done or self.prices is None:
+            return
+        slack = prepare_slack(self.batch, self.prices)
+        high, nodes = self.time, _NODES
+        while slack is not None and nodes > 0 and high > self.bound * (1 + TOLERANCE):
+            time = (self.bound + high) / 2
+            limit = min(nodes, _NODES_EACH)
+            answer, sent, left = try_time(slack, time, limit)
+            nodes -= limit - left
+            if answer == IMPOSSIBLE:
+                self.raise_bound(time, "slack")
+                continue
+            high = time
+            if sent is not None:
+                self.offer((sent,))
 
     def outcome(self) -> DispatchOutcome:
         """Evaluate the best plan as the checker does."""

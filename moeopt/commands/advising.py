@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,14 +15,20 @@ from moeopt.errors import InputError
 if TYPE_CHECKING:
     from moeopt.advise.advice import Advice, Windows
     from moeopt.advise.question import Question
+    from moeopt.trace.loads import LoadTrace
 
 _LOADS = (".npz", ".npy", ".csv")
+#: Windows of requests of a trace of choices.
+_WINDOWS = 16
 
 
 def advise(
     source: Annotated[
         str,
-        typer.Argument(metavar="LOADS", help="A load trace (.npz, .npy, .csv), or an instance."),
+        typer.Argument(
+            metavar="LOADS",
+            help="Loads or choices: a trace (.npz), a shipped one, .npy, .csv; or an instance.",
+        ),
     ],
     gpus: Annotated[int | None, typer.Option("--gpus", help="Number of GPUs.")] = None,
     slots: Annotated[
@@ -36,6 +43,10 @@ def advise(
     ] = None,
     score: Annotated[
         str | None, typer.Option("--score", help="Windows to score them on, FIRST:END.")
+    ] = None,
+    windows: Annotated[
+        int | None,
+        typer.Option("--windows", help="Windows of requests of a trace of choices; default 16."),
     ] = None,
     current: Annotated[
         Path | None, typer.Option("--current", help="Map in use: .npy, or a file with --from.")
@@ -59,19 +70,22 @@ def advise(
     as_json: JsonOpt = False,
 ) -> None:
     """Say whether a better map of experts is worth it: made for some windows, scored on others."""
+    from moeopt.advise.advice import EFFORT
     from moeopt.advise.advice import advise as answer
     from moeopt.advise.question import from_instance
     from moeopt.advise.verdict import is_worth_it, sentence
-    from moeopt.balance import Effort
     from moeopt.catalog import read_instance
+    from moeopt.make.traces_shipped import ARRIVALS, ROUTING
 
     if not 0 < least_gain < 1:
         raise InputError(f"--least-gain: between 0 and 1, not {least_gain:g}")
-    if source.endswith(_LOADS):
+    if source in ARRIVALS:
+        raise InputError(f"{source}: a trace of arrivals has no loads of experts")
+    if source.endswith(_LOADS) or source in ROUTING:
         if gpus is None or slots is None:
-            raise InputError("a load trace needs --gpus and --slots")
+            raise InputError("a trace needs --gpus and --slots")
         question = _of_trace(
-            Path(source),
+            _loads(source, windows),
             gpus=gpus,
             slots=slots,
             nodes=nodes,
@@ -83,15 +97,17 @@ def advise(
             most_moves=max_moves,
         )
     else:
-        given = [gpus, slots, current, origin, expert_mib, kv_kib_per_token, max_moves]
+        given = [gpus, slots, windows, current, origin, expert_mib, kv_kib_per_token, max_moves]
         if given != [None] * len(given) or (nodes, groups) != (1, 1):
-            raise InputError("an instance says itself what GPUs, slots, map and memory there are")
+            raise InputError(
+                "an instance says itself what GPUs, slots, windows, map and memory there are"
+            )
         question = from_instance(read_instance(source))
     advice = answer(
         question,
         fit=_windows("--fit", fit),
         score=_windows("--score", score),
-        effort=Effort(seed=seed),
+        effort=replace(EFFORT, seed=seed),
     )
     text = sentence(advice, least_gain)
     if as_json:
@@ -102,14 +118,28 @@ def advise(
     print(text)
 
 
-def _of_trace(path: Path, *, current: Path | None, origin: str | None, **numbers: Any) -> Question:
-    from moeopt.advise.question import from_trace, read_map
-    from moeopt.trace.loads import read_load_trace
+def _loads(source: str, windows: int | None) -> LoadTrace:
+    """Read loads; choices are counted in windows of requests."""
+    from moeopt.make.traces_shipped import read_trace
+    from moeopt.trace.loads import loads_of_choices, read_load_trace
+    from moeopt.trace.showing import kind_of
     from moeopt.trace.systems import read_matrix
+
+    kind = kind_of(source)
+    if kind == "choices":
+        return loads_of_choices(read_trace(source), _WINDOWS if windows is None else windows)
+    if windows is not None:
+        raise InputError("--windows is for traces of choices: loads have their windows")
+    return read_matrix(Path(source)) if kind is None else read_load_trace(source)
+
+
+def _of_trace(
+    trace: LoadTrace, *, current: Path | None, origin: str | None, **numbers: Any
+) -> Question:
+    from moeopt.advise.question import from_trace, read_map
 
     if origin is not None and current is None:
         raise InputError("--from is the format of --current, which is missing")
-    trace = read_load_trace(path) if path.suffix == ".npz" else read_matrix(path)
     today = None if current is None else read_map(current, trace.layers, origin)
     return from_trace(trace, today=today, **numbers)
 

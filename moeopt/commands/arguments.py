@@ -17,9 +17,7 @@ SOLVER_FAILED = 3
 InstanceArg = Annotated[
     str, typer.Argument(metavar="INSTANCE", help="A file, or the name of a shipped instance.")
 ]
-ProblemOpt = Annotated[
-    str, typer.Option("--problem", "-p", help="placement, replication, joint, balance.")
-]
+ProblemOpt = Annotated[str, typer.Option("--problem", "-p", help="One of moeopt list problems.")]
 FormulationOpt = Annotated[
     str | None,
     typer.Option("--formulation", "-f", help="A name (moeopt list formulations) or a .py file."),

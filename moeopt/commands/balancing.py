@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from moeopt.commands.arguments import ForceOpt, require_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +42,7 @@ def balance(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the plan: .npy or .json.")
     ] = None,
+    force: ForceOpt = False,
 ) -> None:
     """Balance the load of GPUs with replicated experts; every layer with a proved bound."""
     from moeopt.balance import Effort, balance_data, solve_balance
@@ -47,6 +51,8 @@ def balance(
 
     if output is not None and output.suffix not in (".npy", ".json"):
         raise InputError(f"{output}: a plan is written as .npy or .json")
+    if output is not None:
+        require_writable(output, force)
     data = balance_data(
         _read(loads),
         gpus=gpus,
@@ -63,7 +69,7 @@ def balance(
     print(f"largest certified gap {outcome.gap.max():.4%}", end="")
     print("" if outcome.report.moves is None else f", {outcome.report.moves} copies moved")
     if output is not None:
-        _write_plan(output, outcome.plan)
+        _write_plan(output, outcome.plan, force)
 
 
 def _row(outcome: BalanceOutcome, l: int) -> dict[str, Any]:
@@ -90,8 +96,10 @@ def _read(path: Path) -> np.ndarray:
         if path.suffix == ".npy":
             array = np.load(path, allow_pickle=False)
         else:
-            array = np.loadtxt(path, delimiter=",", ndmin=2)
-    except (OSError, ValueError) as error:
+            if not (text := path.read_text(encoding="utf-8")).strip():
+                raise InputError(f"{path}: there are no loads in it")
+            array = np.loadtxt(text.splitlines(), delimiter=",", ndmin=2)
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: {error}") from error
     if array.dtype.kind not in "fiu":
         raise InputError(f"{path}: numbers are needed, not {array.dtype}")
@@ -114,10 +122,15 @@ def _read_plan(path: Path) -> np.ndarray:
         raise InputError(line) from error
 
 
-def _write_plan(path: Path, plan: np.ndarray) -> None:
+def _write_plan(path: Path, plan: np.ndarray, force: bool) -> None:
     import numpy as np
 
+    from moeopt.files import write_bytes_atomic
+
     if path.suffix == ".npy":
-        np.save(path, plan)
+        file = io.BytesIO()
+        np.save(file, plan)
+        raw = file.getvalue()
     else:
-        path.write_text(json.dumps({"physical_to_logical_map": plan.tolist()}), encoding="utf-8")
+        raw = json.dumps({"physical_to_logical_map": plan.tolist()}).encode()
+    write_bytes_atomic(path, raw, force=force)

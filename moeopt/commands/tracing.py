@@ -50,21 +50,24 @@ def trace_show(
     """Show a trace: what it is, how uneven its loads are, how they drift."""
     from moeopt.make.traces_shipped import ARRIVALS, ROUTING
     from moeopt.summary import print_description
-    from moeopt.trace.showing import describe_trace, kind_of
+    from moeopt.trace.showing import describe_measured, describe_trace, kind_of, measured
 
     if kind_of(trace) is None:
         raise InputError(
             f"{trace}: neither a .npz file nor a shipped trace ({', '.join([*ROUTING, *ARRIVALS])})"
         )
-    description = describe_trace(trace)
-    if plot is not None:
+    if plot is None:
+        description = describe_trace(trace)
+    else:
         from moeopt.files import write_bytes_atomic
         from moeopt.report.plot_style import ending_of, figure_bytes
         from moeopt.trace.plot_skew import plot_skew
 
         ending = ending_of(plot)
         require_writable(plot, force)
-        write_bytes_atomic(plot, figure_bytes(plot_skew(trace), ending), force=force)
+        found = measured(trace)
+        description = describe_measured(found)
+        write_bytes_atomic(plot, figure_bytes(plot_skew(found), ending), force=force)
     if as_json:
         print(json.dumps(description, allow_nan=False))
     else:

@@ -94,7 +94,9 @@ def steady_state(instance: Instance, *, more_gib: float = 0.0) -> SteadyState:
         instance = changed(
             instance,
             requests=kept,
-            joint=options.model_copy(update={"waves": 1, "wave_steps": None, "share": None}),
+            joint=options.model_copy(
+                update={"waves": 1, "wave_steps": None, "wave_requests": None, "share": None}
+            ),
         )
     data = prepare(instance, "joint")
     if data.layer_time.form == "unit":

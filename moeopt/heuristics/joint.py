@@ -9,6 +9,8 @@
    ``placement`` with the waves as scenarios; then memory that the fullest wave leaves is filled
    with replicas, from the busiest GPU of a layer to GPUs with room, the largest gain first.
 
+Where the waves' requests are prescribed, :mod:`moeopt.joint.prescribed` plans them.
+
 The plan carries its dispatch. What it costs is for the checker to say.
 """
 
@@ -26,6 +28,7 @@ from moeopt.heuristics.capacity import room, slots
 from moeopt.heuristics.placement import BoolArray, place_hosts
 from moeopt.joint.assemble import Assembler
 from moeopt.joint.memory import request_classes
+from moeopt.joint.prescribed import is_prescribed, solve_prescribed
 from moeopt.joint.wave_ranges import best_requests
 from moeopt.joint.waves import wave_plans, wave_steps, waves_of_lengths
 from moeopt.problem import FloatArray, IntArray, ProblemData, RequestClasses, Scenarios
@@ -69,6 +72,10 @@ def plan(
     on_plan : callable
         Called with every plan that is better than those before.
     """
+    if is_prescribed(data):
+        return solve_prescribed(
+            data, seed=seed, time_limit_s=time_limit_s, stop=stop, on_plan=on_plan
+        ).solution
     deadline = time.monotonic() + time_limit_s
     best_us = math.inf
     best: Solution | None = None
@@ -106,6 +113,9 @@ def _waves(
     stop: Callable[[], bool],
 ) -> Iterator[IntArray]:
     """Yield different numbers of requests of each class and wave, shape (C, W)."""
+    if data.wave_requests is not None:
+        yield data.wave_requests
+        return
     seen: set[bytes] = set()
     sources: list[Iterator[IntArray]] = [wave_plans(data)]
     if lengths:
@@ -116,11 +126,20 @@ def _waves(
         # Waves of equal length are best when they are equal; the programme's need not be.
         equal = len({d for d in lengths if d}) == 1
         sources = [*((filled, programmed) if equal else (programmed, filled)), *sources]
+        if equal and data.wave_steps is None:
+            sources[1:1] = _other_numbers(data, lengths)
     for plans in sources:
         for waves in plans:
             if waves.tobytes() not in seen:
                 seen.add(waves.tobytes())
                 yield waves
+
+
+def _other_numbers(data: ProblemData, lengths: tuple[int, ...]) -> list[Iterator[IntArray]]:
+    """Waves of the one length that there is: one fewer or more of them, then two, and so on."""
+    used, length = sum(d > 0 for d in lengths), max(lengths)
+    numbers = sorted(set(range(1, len(lengths) + 1)) - {used}, key=lambda n: (abs(n - used), n))
+    return [waves_of_lengths(data, (length,) * n + (0,) * (len(lengths) - n)) for n in numbers]
 
 
 def _programmed(

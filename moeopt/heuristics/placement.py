@@ -1,4 +1,4 @@
-"""``placement``: annealing and large neighbourhoods for the ``unit`` form, descent for the others.
+"""``placement``: annealing and large neighbourhoods (``unit``), descent and annealing (others).
 
 The plan is never worse than the contiguous one, nor (``unit``) than the published greedy.
 """
@@ -12,11 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from moeopt.heuristics.capacity import room, slots, spread
+from moeopt.heuristics.counted import anneal_layers
 from moeopt.problem import FloatArray, IntArray, ProblemData, Scenarios
 from moeopt.solution import Solution
 
 BoolArray = npt.NDArray[np.bool_]
 
+#: Share of the time that the descent may take before the annealing.
+_DESCENT = 0.5
 #: Smaller improvements of the expected time are rounding.
 _LEAST_GAIN = 1e-12
 
@@ -157,7 +160,11 @@ def place_hosts(
             iterations=iterations,
             stop=stop,
         )
-    return _descend_from(data, starts, seed, time_limit_s, stop)
+    deadline = time.monotonic() + time_limit_s
+    hosts = _descend_from(data, starts, seed, _DESCENT * time_limit_s, stop)
+    if sum(len(scenarios) for scenarios in data.scenarios) <= data.layers:
+        return hosts  # one scenario a layer: a balance of loads, which the descent meets
+    return anneal_layers(data, hosts, seed=seed, deadline=deadline, stop=stop)
 
 
 def _descend_from(

@@ -1,65 +1,32 @@
 """``replication``: greedy and annealing over copies.
 
 ``unit`` form: the best of the published greedy, today's default and the single-copy plan filled up
-by gain, then annealed. Other forms: from the single copies of the placement descent, add the
-replica with the largest gain until none gains (Beaumont et al., Euro-Par 2025, start from nothing;
-see ``greedy``). Where no replica gains (for k ≥ 3 two may gain only together) the rest of the room
-is left empty.
+by gain, then annealed. Other forms: to the single copies of the placement add the replica with the
+largest gain until none gains (Beaumont et al., Euro-Par 2025, start from nothing; see ``greedy``),
+then anneal. Where no replica gains (for k ≥ 3 two may gain only together) the rest of the room is
+left empty.
 """
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
-from moeopt import dispatch
 from moeopt.heuristics.capacity import room, slots, spread
+from moeopt.heuristics.counted import GrowingLayer, anneal_layers, counted_layers
 from moeopt.heuristics.placement import place_hosts
-from moeopt.problem import FloatArray, IntArray, LayerTime, ProblemData, Scenarios
+from moeopt.problem import ProblemData
 from moeopt.solution import Solution
 
 BoolArray = npt.NDArray[np.bool_]
 _LEAST_GAIN = 1e-12
+#: Share of the time until single copies are placed, and until replicas are added.
+_PLACING, _ADDED = 0.25, 0.6
 _UNIT_GPUS = 62  # bits of a mask
-
-
-class LayerTimes:
-    """Times of one layer's scenarios under any hosts, for some scenarios at once."""
-
-    def __init__(self, layer_time: LayerTime, scenarios: Scenarios, experts: int) -> None:
-        self.layer_time, self.scenarios = layer_time, scenarios
-        width = int(scenarios.sizes.max())
-        self.members = np.full((len(scenarios), width), -1, dtype=np.int64)
-        row = np.repeat(np.arange(len(scenarios)), scenarios.sizes)
-        column = np.arange(len(scenarios.expert)) - scenarios.ptr[row]
-        self.members[row, column] = scenarios.expert
-        self.containing = [
-            np.unique(row[scenarios.expert == e]).astype(np.int64) for e in range(experts)
-        ]
-
-    def of(self, hosts: BoolArray, rows: IntArray) -> FloatArray:
-        """Times of the scenarios ``rows`` under ``hosts`` (E, G)."""
-        if self.layer_time.form == "unit":
-            bits = hosts.astype(np.int64) @ (1 << np.arange(hosts.shape[1], dtype=np.int64))
-            members = self.members[rows]
-            masks = np.where(members >= 0, bits[members], -1)
-            return dispatch.unit_times(masks).astype(np.float64)
-        gpus_of = [tuple(np.flatnonzero(hosts[e]).tolist()) for e in range(hosts.shape[0])]
-        return np.array(
-            [
-                dispatch.rule_time(
-                    self.layer_time,
-                    [gpus_of[e] for e in self.scenarios.members(s).tolist()],
-                    self.scenarios.counts(s),
-                    whole=True,
-                    gpus=hosts.shape[1],
-                ).time
-                for s in rows.tolist()
-            ]
-        )
 
 
 def add_replicas(
@@ -69,47 +36,41 @@ def add_replicas(
     deadline: float,
     stop: Callable[[], bool] = lambda: False,
 ) -> BoolArray:
-    """Add replicas greedily, the one with the largest gain over all layers first."""
-    hosts = hosts.copy()
+    """Add replicas greedily, the one with the largest gain over all layers first.
+
+    Lazily (Minoux, 1978): gains mostly fall as replicas are added, so a gain computed before stands
+    until its replica is the first in line; where they do not fall, the order is not exact.
+    """
     left = room(data) - hosts.sum(axis=(0, 1))
-    layers = [LayerTimes(data.layer_time, s, data.experts) for s in data.scenarios]
-    times = [layer.of(hosts[l], np.arange(len(layer.scenarios))) for l, layer in enumerate(layers)]
-    best = {l: _best_copy(data, layers[l], hosts[l], times[l], left) for l in range(data.layers)}
-    while best and time.monotonic() < deadline and not stop():
-        l = max(best, key=lambda l: best[l][0])
-        gain, e, g = best[l]
-        if gain <= _LEAST_GAIN:
-            break
-        hosts[l, e, g] = True
-        left[g] -= 1
-        rows = layers[l].containing[e]
-        times[l][rows] = layers[l].of(hosts[l], rows)
-        changed = range(data.layers) if left[g] == 0 else [l]
-        for other in changed:
-            if other == l or best[other][2] == g:
-                best[other] = _best_copy(data, layers[other], hosts[other], times[other], left)
-    return hosts
-
-
-def _best_copy(
-    data: ProblemData, layer: LayerTimes, hosts: BoolArray, times: FloatArray, left: IntArray
-) -> tuple[float, int, int]:
-    """Return (gain, expert, GPU) of the best replica of one layer."""
-    best = (0.0, -1, -1)
-    open_gpus = np.flatnonzero((left > 0) & (hosts.sum(axis=0) < slots(data)))
-    for e in range(data.experts):
-        rows = layer.containing[e]
-        if not len(rows):
+    layers = [
+        GrowingLayer(layer, held) for layer, held in zip(counted_layers(data), hosts, strict=True)
+    ]
+    changes = [0] * data.layers
+    line: list[tuple[float, int, int, int, int]] = []
+    for l, layer in enumerate(layers):
+        if time.monotonic() > deadline or stop():
+            return hosts.copy()
+        candidates = np.argwhere(~layer.hosts)
+        gains = layer.gains(candidates)
+        line += [
+            (-gain, l, e, g, 0)
+            for (e, g), gain in zip(candidates.tolist(), gains.tolist(), strict=True)
+            if gain > _LEAST_GAIN
+        ]
+    heapq.heapify(line)
+    while line and time.monotonic() < deadline and not stop():
+        _, l, e, g, known = heapq.heappop(line)
+        if left[g] <= 0 or layers[l].hosts[:, g].sum() >= slots(data):
             continue
-        for g in open_gpus.tolist():
-            if hosts[e, g]:
-                continue
-            hosts[e, g] = True
-            gain = float(layer.scenarios.weight[rows] @ (times[rows] - layer.of(hosts, rows)))
-            hosts[e, g] = False
-            if gain > best[0]:
-                best = (gain, e, g)
-    return best
+        if known == changes[l]:
+            layers[l].add(e, g)
+            left[g] -= 1
+            changes[l] += 1
+            continue
+        gain = float(layers[l].gains(np.array([[e, g]]))[0])
+        if gain > _LEAST_GAIN:
+            heapq.heappush(line, (-gain, l, e, g, changes[l]))
+    return np.stack([layer.hosts for layer in layers])
 
 
 def replicate(
@@ -148,8 +109,9 @@ def replicate(
             stop=stop,
         )
         return None if found is None else Solution.from_arrays(data, found)
-    hosts = place_hosts(data, seed=seed, time_limit_s=0.4 * time_limit_s, stop=stop)
+    hosts = place_hosts(data, seed=seed, time_limit_s=_PLACING * time_limit_s, stop=stop)
     if hosts is None:
         return None
-    hosts = add_replicas(data, hosts, deadline=begin + time_limit_s, stop=stop)
+    hosts = add_replicas(data, hosts, deadline=begin + _ADDED * time_limit_s, stop=stop)
+    hosts = anneal_layers(data, hosts, seed=seed, deadline=begin + time_limit_s, stop=stop)
     return Solution.from_arrays(data, hosts)

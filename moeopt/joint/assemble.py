@@ -90,7 +90,7 @@ class Assembler:
                 slots = (data.experts + int(bound.replicas[0])) // data.gpus
                 hosts = [self._complete(plan, slots) for plan in layers]
                 shares = np.stack([np.stack([plan.share for plan in layers])] * len(steps))
-                found = self._fit(hosts, shares, counts, tokens, steps)
+                found = self.fit(hosts, shares, counts, tokens, steps)
                 if found is not None:
                     found = self._fit_own(found, hosts, shares, counts, tokens, steps, deadline)
                     best = found if best is None else min(best, found, key=lambda plan: plan[0])
@@ -169,7 +169,7 @@ class Assembler:
 
     # --- GPUs and requests
 
-    def _fit(
+    def fit(
         self,
         hosts: list[BoolArray],
         shares: FloatArray,
@@ -261,7 +261,7 @@ class Assembler:
                 self.step.cost, tokens, steps, hosts, shares, own,
                 replicas=int(share * free), slots=self._slots(most),
             )  # fmt: skip
-            filled = self._fit(*more, counts, tokens, steps)
+            filled = self.fit(*more, counts, tokens, steps)
             if filled is not None:
                 return min(found, filled, key=lambda plan: plan[0])
         return found

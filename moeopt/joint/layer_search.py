@@ -24,7 +24,8 @@ _VARIANTS = 4
 
 
 @njit(cache=True, nogil=True)
-def _below(random: Any, n: int) -> Any:
+def below(random: Any, n: int) -> Any:
+    """Return a random number from 0 to n - 1 (xorshift); ``random``, shape (1,), is the state."""
     x = random[0]
     x ^= x >> np.uint64(12)
     x ^= x << np.uint64(25)
@@ -197,10 +198,10 @@ def _kick(share: Any, hosts: Any, slots: int, random: Any) -> None:
     """Swap a few random shares between random GPUs."""
     experts, gpus = share.shape
     count, load = hosts.sum(axis=0), share.sum(axis=0)
-    for _ in range(1 + _below(random, 3)):
+    for _ in range(1 + below(random, 3)):
         for _ in range(20):
-            g, h = _below(random, gpus), _below(random, gpus)
-            e, i = _below(random, experts), _below(random, experts)
+            g, h = below(random, gpus), below(random, gpus)
+            e, i = below(random, experts), below(random, experts)
             if g == h or not hosts[e, g] or hosts[e, h]:
                 continue
             moved = share[e, g]

@@ -117,7 +117,7 @@ class _Search:
         else:
             self.candidates = [[0, steps] for steps in data.wave_steps]
         self.nodes = 0
-        self.program = WavesProgram(data)
+        self.program = WavesProgram(data, thorough=True)
         #: Least estimate of a leaf, and its lengths.
         self.estimate = math.inf
         self.promising: tuple[int, ...] | None = None

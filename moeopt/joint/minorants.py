@@ -18,6 +18,8 @@ that decides the layer's time there.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,19 +190,31 @@ class Minorants:
     usage : float array, shape (C, L, E)
     charges : int array, shape (L, E)
         1 for each expert of which a replica is charged in every wave that decodes anything.
+    known : callable
+        Makes cuts (layer, slope, floor) that hold on every domain.
     """
 
-    def __init__(self, cost: Cost, usage: FloatArray, charges: IntArray, gpus: int) -> None:
+    def __init__(
+        self,
+        cost: Cost,
+        usage: FloatArray,
+        charges: IntArray,
+        gpus: int,
+        known: Callable[[], list[tuple[int, FloatArray, float]]] = list,
+    ) -> None:
         self.cost, self.charges, self.gpus = cost, charges, gpus
         self.layers, self.experts = charges.shape
         self.usage = [np.ascontiguousarray(usage[:, l]) for l in range(self.layers)]
         self.few = self.experts <= EXPERTS_LIMIT
         self._known: dict[Domain, Cuts] = {}
+        self._everywhere = functools.cache(known)
 
     def cuts(self, domain: Domain) -> Cuts:
         """Return the cuts known for a domain; the first time, those that every domain has."""
         if domain not in self._known:
             cuts = self._known[domain] = Cuts()
+            for known in self._everywhere():
+                cuts.add(*known)
             for l in range(self.layers):
                 self._all_gpus(cuts, l, domain)
                 if self.few:

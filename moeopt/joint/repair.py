@@ -3,7 +3,8 @@
 GPU labels of each layer are free. Taking the layers one by one and giving the GPU with the most
 memory left the most replicas keeps the GPUs' memory as level as the layers' own counts allow.
 Requests go one by one, largest cache first, to the GPU with the least cache of those with room;
-then GPUs exchange requests as long as the largest cache shrinks.
+then GPUs exchange requests as long as the largest cache shrinks. Where they do not fit one by one,
+the GPUs are overfilled and exchange requests until none is, if all together fit.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from moeopt.problem import IntArray
 _EXCHANGES = 400
 #: Classes up to which several requests are exchanged at once.
 _FEW_CLASSES = 24
+
+_MOST = np.iinfo(np.int64).max // 4
 
 
 def label_gpus(hosts: list[np.ndarray], free_mib: np.ndarray, expert_mib: float) -> list[IntArray]:
@@ -70,22 +73,32 @@ def _place(counts: IntArray, left: IntArray, kv: IntArray, *, level: bool) -> In
     for c in np.argsort(-kv, kind="stable").tolist():
         for _ in range(int(counts[c])):
             # Level caches shorten attention; the most room left fails last.
-            g = int(np.where(room >= kv[c], used, np.iinfo(np.int64).max).argmin())
+            g = int(np.where(room >= kv[c], used, _MOST).argmin())
             if not level:
                 g = int(room.argmax())
-            if room[g] < kv[c]:
-                return _place(counts, left, kv, level=False) if level else None
+            if level and room[g] < kv[c]:
+                return _place(counts, left, kv, level=False)
             z[c, g] += 1
             room[g] -= kv[c]
             used[g] += kv[c]
-    _level(z, room, used, kv)
+    if (room < 0).any():
+        if room.sum() < 0:
+            return None
+        # As if all GPUs had the same room: the largest excess shrinks until there is none.
+        _exchange(z, np.full_like(room, _MOST), -room, kv, 0)
+        room = left - kv @ z
+        used = kv @ z
+        if (room < 0).any():
+            return None
+    _exchange(z, room, used, kv, -1)
     return z
 
 
-def _level(z: IntArray, room: IntArray, used: IntArray, kv: IntArray) -> None:
-    """Exchange requests of the GPU with the largest cache for smaller ones, or none; in place.
+def _exchange(z: IntArray, room: IntArray, used: IntArray, kv: IntArray, enough: int) -> None:
+    """Exchange requests of the GPU with the largest ``used`` for smaller ones, or none; in place.
 
-    Up to two of one class go, up to three of another come back; of many classes one and one.
+    Up to two of one class go, up to three of another come back; of many classes one and one. Ends
+    when the largest is at most ``enough``.
     """
     few = len(kv) <= _FEW_CLASSES
     gone = [(i, c) for i in ((1, 2) if few else (1,)) for c in range(len(kv))]
@@ -95,11 +108,13 @@ def _level(z: IntArray, room: IntArray, used: IntArray, kv: IntArray) -> None:
     for _ in range(_EXCHANGES):
         g = int(used.argmax())
         best, at = int(used[g]), (-1, -1, -1)
+        if best <= enough:
+            return
         for h in np.flatnonzero(used < used[g]).tolist():
             allowed = (z[from_class, g] >= give)[:, None] & (z[of_class, h] >= take)[None, :]
             allowed &= (change > 0) & (change <= room[h])
             after = np.maximum(used[g] - change, used[h] + change)
-            after = np.where(allowed, after, np.iinfo(np.int64).max)
+            after = np.where(allowed, after, _MOST)
             i, j = divmod(int(after.argmin()), len(back))
             if after[i, j] < best:
                 best, at = int(after[i, j]), (h, i, j)

@@ -114,14 +114,14 @@ class StepFunction:
             groups.append(found)
         if data.uniform_slots:
             total, chosen = self._uniform(table, tokens, replicas, mean)
-            total += float(self._attention(cache_mib, np.zeros(1, dtype=np.int64), fixed)[0])
+            total += float(self.attention(cache_mib, np.zeros(1, dtype=np.int64), fixed)[0])
         else:
             used = np.arange(min(replicas, table.size) + 1)
-            attention = self._attention(cache_mib, used, fixed)
+            attention = self.attention(cache_mib, used, fixed)
             total, chosen = share_out(table, replicas, attention)
         return StepBound(total, chosen, table, groups)
 
-    def _attention(self, cache_mib: float, replicas: IntArray, fixed: bool) -> FloatArray:
+    def attention(self, cache_mib: float, replicas: IntArray, fixed: bool) -> FloatArray:
         """Least attention time with so many additional replicas in all, elementwise."""
         data = self.data
         assert data.free_mib is not None

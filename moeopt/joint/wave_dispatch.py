@@ -30,7 +30,7 @@ def _of_gpu(share: Any, hosts: Any, resident: bool) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _relieve(cost: Any, share: Any, hosts: Any, resident: bool) -> Any:
+def relieve(cost: Any, share: Any, hosts: Any, resident: bool) -> Any:
     """Improve a split in place; return its time."""
     experts, gpus = share.shape
     count = np.zeros(gpus, dtype=np.int64)
@@ -112,7 +112,7 @@ def dispatch_wave(cost: Any, tokens: Any, hosts: Any, weight: Any, resident: boo
                 share[e, at] = tokens[e]
             else:
                 share[e] = weight[e] * (tokens[e] / total)
-        time = _relieve(cost, share, hosts, resident)
+        time = relieve(cost, share, hosts, resident)
         if time < best_time:
             best_time, best = time, share
     return best_time, best

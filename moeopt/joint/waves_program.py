@@ -25,8 +25,9 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from moeopt.joint.cost import cost_of, time_of
-from moeopt.joint.memory import request_classes
+from moeopt.joint.memory import memory_of, request_classes
 from moeopt.joint.minorants import Domain, Minorants
+from moeopt.joint.minorants_total import total_cuts
 from moeopt.problem import FloatArray, ProblemData
 from moeopt.step_bound import kv_memory_mib
 
@@ -60,9 +61,15 @@ class WavesBound:
 
 
 class WavesProgram:
-    """Programmes of one problem; cuts are kept from one to the next."""
+    """Programmes of one problem; cuts are kept from one to the next.
 
-    def __init__(self, data: ProblemData) -> None:
+    Parameters
+    ----------
+    thorough : bool
+        Whether to look for cuts in the number of requests, where all waves have the same length.
+    """
+
+    def __init__(self, data: ProblemData, *, thorough: bool = False) -> None:
         self.data = data
         requests = request_classes(data)
         self.count = requests.count
@@ -71,7 +78,24 @@ class WavesProgram:
             charges = np.ones((data.layers, data.experts), dtype=np.int64)
         else:
             charges = np.asarray((requests.usage > 0).all(axis=0), dtype=np.int64)
-        self.minorants = Minorants(self.cost, requests.usage, charges, data.gpus)
+
+        def known() -> list[tuple[int, FloatArray, float]]:
+            if not thorough or len(set(requests.output_tokens.tolist())) > 1:
+                return []
+            high = self._most_in_a_wave()
+            return total_cuts(self.cost, requests.usage, self.count, charges, data.gpus, high)
+
+        self.minorants = Minorants(self.cost, requests.usage, charges, data.gpus, known)
+
+    def _most_in_a_wave(self) -> int:
+        """Most requests whose caches fit beside one copy of every expert."""
+        memory = memory_of(self.data)
+        room, most = int(memory.free.sum()) - memory.copies * memory.expert, 0
+        for c in np.argsort(memory.kv, kind="stable").tolist():
+            kv, count = int(memory.kv[c]), int(self.count[c])
+            more = count if kv == 0 else min(count, room // kv)
+            most, room = most + more, room - more * kv
+        return most
 
     def widest(self, length: int) -> Domain:
         """All waves of this length that decode anything."""

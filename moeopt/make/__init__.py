@@ -13,7 +13,21 @@ from pathlib import Path
 
 from moeopt.errors import InputError
 from moeopt.instance import read_instance_file
-from moeopt.make import dbrx, deepseek_v2_lite, deepseek_v3, gpt_oss, gpt_oss_steady, mixtral
+from moeopt.make import (
+    affinity,
+    dbrx,
+    deepseek_topology,
+    deepseek_v2_lite,
+    deepseek_v2_lite_activation,
+    deepseek_v2_lite_topology,
+    deepseek_v3,
+    gpt_oss,
+    gpt_oss_activation,
+    gpt_oss_steady,
+    mixtral,
+    paging,
+    tasks,
+)
 from moeopt.make.files import json_bytes, npz_bytes
 from moeopt.make.recipe import Bundle, Recipe, Source
 
@@ -21,7 +35,21 @@ __all__ = ["RECIPES", "Bundle", "Recipe", "Source", "make"]
 
 RECIPES: dict[str, Recipe] = {
     module.RECIPE.name: module.RECIPE
-    for module in (gpt_oss, gpt_oss_steady, deepseek_v2_lite, mixtral, dbrx, deepseek_v3)
+    for module in (
+        gpt_oss,
+        gpt_oss_steady,
+        gpt_oss_activation,
+        deepseek_v2_lite,
+        deepseek_v2_lite_activation,
+        mixtral,
+        tasks,
+        dbrx,
+        deepseek_v3,
+        paging,
+        affinity,
+        deepseek_topology,
+        deepseek_v2_lite_topology,
+    )
 }
 
 

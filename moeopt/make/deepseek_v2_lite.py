@@ -36,6 +36,8 @@ SOURCE = Source(
     commit="579a7711e4b332b4c57b47e378a0cf240d85caa6",
     licence="MIT",
 )
+#: A condensed copy, or the repository's own files.
+FILES = ("esft_dsv2lite_ids.npz", "results/expert_scores/*/expert_weights_*.txt")
 
 EXPERT_BYTES = 2 * 3 * HIDDEN * 1408  # bf16
 # Everything else, bf16; it adds up to the published 15,706,484,224 parameters. A layer's
@@ -91,9 +93,7 @@ def read_traces(data_dir: Path | None) -> dict[str, Trace]:
     line for each request: ids, two tabs, scores), or a condensed copy ``esft_dsv2lite_ids.npz``
     (``TASK_ids``, ``TASK_lens``).
     """
-    found = SOURCE.find(
-        data_dir, "esft_dsv2lite_ids.npz", "results/expert_scores/*/expert_weights_*.txt"
-    )
+    found = SOURCE.find(data_dir, *FILES)
     if found[0].suffix != ".npz":
         folder = found[0].parents[1]
         return {task: _read_task(folder / task) for task in TASKS}
@@ -127,7 +127,7 @@ def build(data_dir: Path | None) -> list[Bundle]:
     _, code, conv = find_all(
         data_dir,
         [
-            (SOURCE, ("esft_dsv2lite_ids.npz", "results/expert_scores/*/expert_weights_*.txt")),
+            (SOURCE, FILES),
             (azure.SOURCE, azure.CODE),
             (azure.SOURCE, azure.CONVERSATION),
         ],
@@ -176,12 +176,24 @@ def _joint(traces: dict[str, Trace], paths: dict[str, Path]) -> Bundle:
             pairs.append(f"{group.describe()} ({task})")
     for i, layer in enumerate(MOE_LAYERS):
         arrays[f"load_{layer}"] = load[i]
-    document = _document(
+    document = joint_document(
         "deepseek-v2-lite_8gpu_joint",
-        TRACE_NOTES + f"{azure.ATTRIBUTION} (3,000 conversation, 1,500 code), cut into classes by "
+        "(3,000 conversation, 1,500 code), cut into classes by "
         "output and total length; a class has its longest output and its largest total, so its "
         "KV cache and its steps are safe upper bounds. True mean prompt+output of each class, and "
-        f"the task whose usage it has: {', '.join(pairs)}. No trace has both lengths and routing: "
+        f"the task whose usage it has: {', '.join(pairs)}. ",
+        classes,
+    )
+    document["joint"] = {"waves": 4}
+    steady = steady_documents(document, "deepseek-v2-lite_8gpu_steady", "")
+    return Bundle([document, *steady], "deepseek-v2-lite_8gpu_joint.npz", arrays)
+
+
+def joint_document(name: str, notes: str, classes: list[azure.LengthClass]) -> dict[str, Any]:
+    """Make a document of ``joint`` whose classes are these; ``notes`` follow the attribution."""
+    document = _document(
+        name,
+        TRACE_NOTES + f"{azure.ATTRIBUTION} {notes}No trace has both lengths and routing: "
         "the pairing of tasks with lengths is ours. Layer time: assumed coefficients of a 24 GiB "
         "card with 0.48 TB/s achieved; attention_base_us streams the dense weights but for the "
         "input embedding, attention_us_per_mib reads the KV cache once a step. Load: usage "
@@ -201,9 +213,7 @@ def _joint(traces: dict[str, Trace], paths: dict[str, Path]) -> Bundle:
         request_entry(group.name, group.count, group.prompt_tokens, group.output_tokens)
         for group in classes
     ]
-    document["joint"] = {"waves": 4}
-    steady = steady_documents(document, "deepseek-v2-lite_8gpu_steady", "")
-    return Bundle([document, *steady], "deepseek-v2-lite_8gpu_joint.npz", arrays)
+    return document
 
 
 def _document(name: str, notes: str) -> dict[str, Any]:

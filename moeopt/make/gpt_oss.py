@@ -42,6 +42,7 @@ _LAYER_PARAMETERS = (
 DENSE_BYTES = 2 * (2 * 201_088 * HIDDEN + LAYERS * _LAYER_PARAMETERS + HIDDEN)
 KV_KIB_PER_TOKEN = LAYERS * 2 * 8 * 64 * 2 / 1024  # keys and values, 8 heads of 64, bf16
 
+FILES = ("gptoss20b_ids.npz", "data/*/*/*_examples.json")
 MEMORY_MIB, RESERVED_MIB = 24564, 1024
 
 NOTES = (
@@ -75,7 +76,7 @@ def read_requests(data_dir: Path | None) -> list[tuple[str, npt.NDArray[np.uint8
 
     Files as for :func:`read_ids`.
     """
-    found = SOURCE.find(data_dir, "gptoss20b_ids.npz", "data/*/*/*_examples.json")
+    found = SOURCE.find(data_dir, *FILES)
     if found[0].suffix != ".npz":
         parts = [(path.parents[1].name, _read_example(path)) for path in found]
         return [(dataset, ids) for dataset, ids in parts if ids is not None]

@@ -182,8 +182,8 @@ def _classes(
     )
     name = f"mixtral-8x7b_{gpus}gpu_azure"
     names = {"max": name, "sum": f"{name}_sum", "p2": f"{name}_p2"}
-    documents = [_document(names[form], gpus, form, groups, notes) for form in names]
-    return Bundle(documents, f"{name}.npz", _arrays(groups, usages))
+    documents = [document(names[form], gpus, form, groups, notes) for form in names]
+    return Bundle(documents, f"{name}.npz", class_arrays(groups, usages))
 
 
 def _cut(
@@ -222,9 +222,9 @@ def _steady(
     )
     documents: list[dict[str, Any]] = []
     for gpus in (4, 8):
-        base = _document("", gpus, "max", groups, notes.rstrip())
+        base = document("", gpus, "max", groups, notes.rstrip())
         documents += steady_documents(base, f"mixtral-8x7b_{gpus}gpu_steady", "")
-    return Bundle(documents, "mixtral-8x7b_steady.npz", _arrays(groups, usages))
+    return Bundle(documents, "mixtral-8x7b_steady.npz", class_arrays(groups, usages))
 
 
 def _each(
@@ -249,21 +249,23 @@ def _each(
         "the questions of its subjects)."
     )
     name = f"mixtral-8x7b_{gpus}gpu_azure_each"
-    document = _document(name, gpus, "max", groups, notes)
-    return Bundle([document], f"{name}.npz", _arrays(groups, usages))
+    made = document(name, gpus, "max", groups, notes)
+    return Bundle([made], f"{name}.npz", class_arrays(groups, usages))
 
 
-def _arrays(
+def class_arrays(
     groups: list[azure.LengthClass], usages: list[npt.NDArray[np.float64]]
 ) -> dict[str, npt.NDArray[Any]]:
+    """Usage of each class and the load they make, as arrays of an instance."""
     load = sum(group.decode_tokens * usage for group, usage in zip(groups, usages, strict=True))
     arrays = {f"usage_{group.name}": usage for group, usage in zip(groups, usages, strict=True)}
     return arrays | {f"load_{layer}": np.asarray(load)[layer] for layer in range(LAYERS)}
 
 
-def _document(
+def document(
     name: str, gpus: int, form: str, groups: list[azure.LengthClass], notes: str
 ) -> dict[str, Any]:
+    """Make a document of ``joint`` whose classes are these groups."""
     node = {"gpus": gpus, "memory_mib": MEMORY_MIB, "reserved_mib": RESERVED_MIB}
     return {
         "schema": "moeopt-instance/1",

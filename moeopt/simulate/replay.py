@@ -1,8 +1,8 @@
 """Continuous batching of a workload on a plan, step by step.
 
-A request is admitted, in order, to the GPU with the most KV memory left, as soon as its cache at
-its **final** length fits there (so no request is ever evicted); it decodes one token in every step
-and leaves with its last one. The next request waits until it fits: nobody overtakes. A step takes
+A request is admitted, in order, as soon as its cache at its **final** length fits a GPU (so no
+request is ever evicted), to that with the least KV cache; it decodes one token in every step and
+leaves with its last one. The next request waits until it fits: nobody overtakes. A step takes
 
     attention (the fullest GPU's cache at its present length) + Σ_l max_g f(A_g, N_g)
 
@@ -105,7 +105,7 @@ def replay(
     work : Workload
         Without arrivals it is repeated for ever.
     rule : str, optional
-        Dispatch rule (:data:`moeopt.simulate.kernel.RULES`); default: the plan's.
+        Dispatch rule (:data:`moeopt.dispatch_kernel.RULES`); default: the plan's.
     steps, warmup_steps : int
         Decode steps measured, and before them not; fewer if the workload ends.
     batch_limit : int, optional
@@ -121,6 +121,7 @@ def replay(
     most = batch_limit or len(work) + 1_000_000
     total_mib = float(plan.kv_mib.sum())
     left_mib = plan.kv_mib.copy()
+    held_mib = np.zeros(plan.gpus)  # beside it: what is left may be infinite
     largest_mib = float(plan.kv_mib.max())
     active = _Active()
     waiting: deque[tuple[int, float]] = deque()
@@ -140,8 +141,10 @@ def replay(
             if not waiting:
                 break
             next_one, came_us = waiting[0]
-            g = int(left_mib.argmax())
-            if work.kv_mib[next_one] > left_mib[g]:
+            # Attention is as slow as its fullest GPU: level the cache, not what is left of memory.
+            fits = work.kv_mib[next_one] <= left_mib
+            g = int(np.where(fits, held_mib, np.inf).argmin())
+            if not fits[g]:
                 if work.kv_mib[next_one] <= largest_mib:
                     break
                 refused += 1  # it would wait for ever
@@ -151,6 +154,7 @@ def replay(
                 continue
             waiting.popleft()
             left_mib[g] -= work.kv_mib[next_one]
+            held_mib[g] += work.kv_mib[next_one]
             active.add(next_one, g, came_us, now_us)
         if len(active.request) == 0:
             if work.arrival_s is not None and came < len(work):
@@ -172,6 +176,7 @@ def replay(
             )
         for i in np.flatnonzero(done).tolist():
             left_mib[active.gpu[i]] += work.kv_mib[r[i]]
+            held_mib[active.gpu[i]] -= work.kv_mib[r[i]]
             if turn >= warmup_steps:
                 tpot_us = (now_us - active.begun_us[i]) / int(work.output_tokens[r[i]])
                 ended.append((tpot_us, active.begun_us[i] - active.came_us[i]))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from moeopt.dispatch_kernel import RULES, step_times
+from moeopt.dispatch_time import FORMS, cost_array
 from moeopt.errors import InputError
 from moeopt.problem import FloatArray, IntArray, LayerTime, ProblemData
-from moeopt.simulate.kernel import FORMS, RULES, step_times
 from moeopt.solution import Solution
 
 BoolArray = npt.NDArray[np.bool_]
@@ -70,8 +71,6 @@ class ServedPlan:
             The rule ``plan`` where the plan states no dispatch, or an unknown rule.
         """
         share, number = self._rule(rule)
-        f = self.layer_time
-        cost = np.array([f.base_us, f.expert_us, f.token_base_us, f.token_us])
         layers_us, mean_us = step_times(
             ids,
             tokens,
@@ -80,8 +79,8 @@ class ServedPlan:
             share,
             number,
             turn,
-            FORMS[f.form],
-            cost,
+            FORMS[self.layer_time.form],
+            cost_array(self.layer_time),
             self.gpus,
         )
         return layers_us, mean_us

@@ -11,7 +11,7 @@ import numpy as np
 from moeopt.errors import InputError
 from moeopt.instance import Instance
 from moeopt.make.traces_shipped import Arrivals, Trace
-from moeopt.prepare import prepare
+from moeopt.prepare import free_memory_mib, prepare
 from moeopt.problem import FloatArray, LayerTime, ProblemData
 from moeopt.simulate.baselines import BASELINES
 from moeopt.simulate.gains import gain, interval
@@ -134,7 +134,10 @@ def simulate(
         raise InputError(lines)
     if instance.moe.kv_kib_per_token is None:
         raise InputError("a replay needs moe.kv_kib_per_token")
-    data = prepare(instance, solution.problem)
+    # What a plan leaves of the memory is for the cache, whatever its problem kept for it.
+    data = replace(
+        prepare(instance, solution.problem), free_mib=free_memory_mib(instance, with_cache=True)
+    )
     if layer_time is not None:
         data = replace(data, layer_time=layer_time)
     if attention_us is not None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moeopt.errors import InputError
+from moeopt.make.traces_shipped import Trace
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -36,11 +37,6 @@ class LoadTrace:
     def total(self) -> FloatArray:
         """Loads summed over the windows, shape (L, E)."""
         return self.load.sum(axis=0)
-
-    def merged(self, windows: int) -> LoadTrace:
-        """Sum consecutive windows so that about equally many make each of ``windows``."""
-        parts = np.array_split(self.load, min(windows, len(self.load)))
-        return LoadTrace(self.name, np.stack([part.sum(axis=0) for part in parts]), self.layers)
 
     def to_bytes(self) -> bytes:
         """An ``.npz`` with ``load`` and ``layers``."""
@@ -78,6 +74,31 @@ def load_trace(name: str, load: npt.ArrayLike, layers: tuple[int, ...] | None = 
     if 0 in array.shape:
         raise InputError(f"{name}: every load is zero")
     return LoadTrace(name, array, tuple(numbers[i] for i in np.flatnonzero(used).tolist()))
+
+
+def loads_of_choices(trace: Trace, windows: int) -> LoadTrace:
+    """Count the choices of a routing trace in windows of consecutive requests.
+
+    Parameters
+    ----------
+    windows : int
+        Parts of about equally many requests.
+
+    Raises
+    ------
+    InputError
+        There are fewer requests than windows, or no windows at all.
+    """
+    requests = len(trace.lengths)
+    if not 1 <= windows <= requests:
+        raise InputError(f"{trace.name}: {requests} requests make 1 to {requests} windows")
+    size, first = trace.experts, trace.offsets
+    load = np.zeros((windows, trace.layers, size))
+    for w, part in enumerate(np.array_split(np.arange(requests), windows)):
+        ids = trace.ids[first[part[0]] : first[part[-1] + 1]]
+        for l in range(trace.layers):
+            load[w, l] = np.bincount(ids[:, l].ravel(), minlength=size)
+    return load_trace(trace.name, load)
 
 
 def read_load_trace(path: str | os.PathLike[str]) -> LoadTrace:

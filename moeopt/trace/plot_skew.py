@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from matplotlib.figure import Figure
 
-from moeopt.errors import InputError
 from moeopt.report.plot_style import COLOURS, HEAT, in_style, new_axes
-from moeopt.trace.showing import kind_of, measured
+from moeopt.trace.showing import Measured
 
 
 @in_style
-def plot_skew(name_or_path: str | os.PathLike[str]) -> Figure:
-    """Draw the loads of a trace: a heat map of layers × experts, sorted, and the curves.
-
-    Raises
-    ------
-    InputError
-        A trace of arrivals, which has no loads.
-    """
-    if kind_of(name_or_path) == "arrivals":
-        raise InputError(f"{name_or_path}: a trace of arrivals has no loads to draw")
-    load, skew, _ = measured(name_or_path)
+def plot_skew(trace: Measured) -> Figure:
+    """Draw the loads of a trace: a heat map of layers × experts, sorted, and the curves."""
+    load, skew = trace.load, trace.skew
     share = np.sort(load / load.mean(axis=1, keepdims=True), axis=1)[:, ::-1]
     figure, (heat, peak, drift) = new_axes(7.0, 2.8, 1, 3)
     image = heat.imshow(share, cmap=HEAT, aspect="auto", interpolation="nearest", vmin=0)

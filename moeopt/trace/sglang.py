@@ -2,6 +2,7 @@
 
 ``stat`` and ``stat_approx`` write one file with logical counts; ``per_pass`` and ``per_token`` one
 for each rank, with counts or choices of *physical* experts, which the map in the file translates.
+Source of the format: ``python/sglang/srt/eplb/expert_distribution.py`` of SGLang.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def read_loads(path: Path) -> LoadTrace:
     """Read loads, one window for each forward pass; files of several ranks are summed.
 
     Rows of the recorder's ring buffer that were never filled are dropped; after a wrap-around rows
-    are not in time order.
+    are not in time order. Counts without windows (layers × experts) are one window.
 
     Raises
     ------
@@ -31,9 +32,13 @@ def read_loads(path: Path) -> LoadTrace:
     """
     documents = _documents(path)
     if "logical_count" in documents[0]:
-        counts = [np.atleast_3d(_array(d, "logical_count")) for d in documents]
-        return load_trace(path.stem, np.concatenate(counts))
+        counts = [_array(d, "logical_count") for d in documents]
+        windows = [count[None] if count.ndim == 2 else count for count in counts]
+        if len({count.shape[1:] for count in windows}) > 1:
+            raise InputError(f"{path}: dumps with different numbers of layers or experts")
+        return load_trace(path.stem, np.concatenate(windows))
     passes: dict[int, npt.NDArray[np.float64]] = {}
+    seen: set[tuple[int, int]] = set()
     for document in documents:
         experts_of_slots = _array(document, "last_physical_to_logical_map")
         experts = int(experts_of_slots.max()) + 1
@@ -42,7 +47,13 @@ def read_loads(path: Path) -> LoadTrace:
                 loads = logical(record["global_physical_count"], experts_of_slots, experts)
             else:
                 loads = _choices_as_loads(record, experts_of_slots, experts)
-            number = int(record["forward_pass_id"])
+            number, rank = _number(record, "forward_pass_id"), _number(record, "rank")
+            if (number, rank) in seen:
+                raise InputError(
+                    f"{path}: forward pass {number} of rank {rank} twice: dumps of two servers, or "
+                    "of one that was restarted: import them one by one"
+                )
+            seen.add((number, rank))
             passes[number] = passes.get(number, 0.0) + loads
     if not passes:
         raise InputError(f"{path}: there are no records in it")
@@ -53,7 +64,7 @@ def read_choices(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Read expert choices of tokens (``per_token``) as the arrays of a routing trace.
 
     Every forward pass of a rank is one "request" of the trace, but where the recorder noted the
-    lengths of the prompts in it.
+    lengths of the prompts in it. Tokens without any choice only padded the batch; they are dropped.
 
     Raises
     ------
@@ -69,13 +80,15 @@ def read_choices(path: Path) -> dict[str, npt.NDArray[Any]]:
             if "topk_ids_of_layer" not in record:
                 raise InputError(f"{path}: was not recorded per_token: there are no expert choices")
             ids = np.asarray(record["topk_ids_of_layer"], dtype=np.int64)  # layers, tokens, k
-            if ids.shape[1] == 0:
-                continue
             rows = np.arange(len(ids))[:, None, None]
             names = np.where(ids >= 0, experts_of_slots[rows, np.maximum(ids, 0)], -1)
-            parts.append(names.transpose(1, 0, 2))
+            names = names.transpose(1, 0, 2)
+            names = names[(names >= 0).any(axis=(1, 2))]
+            if len(names) == 0:
+                continue
+            parts.append(names)
             prompts = [int(n) for n in record.get("extend_seq_lens") or [] if n]
-            lengths += prompts if sum(prompts) == ids.shape[1] else [ids.shape[1]]
+            lengths += prompts if sum(prompts) == len(names) else [len(names)]
     if not parts:
         raise InputError(f"{path}: there are no tokens in it")
     ids = np.concatenate(parts)
@@ -121,6 +134,12 @@ def _documents(path: Path) -> list[dict[str, Any]]:
 
 def _records(document: dict[str, Any]) -> list[dict[str, Any]]:
     return [record for record in document["records"] if isinstance(record, dict)]
+
+
+def _number(record: dict[str, Any], key: str) -> int:
+    if not isinstance(record.get(key), int):
+        raise InputError(f"a record of the dump has no number {key!r}")
+    return int(record[key])
 
 
 def _array(document: dict[str, Any], key: str) -> npt.NDArray[Any]:

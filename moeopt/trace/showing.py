@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,24 @@ from moeopt.trace.loads import read_load_trace
 from moeopt.trace.skew import Skew, skew_of_choices, skew_of_loads
 
 FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A trace of loads or choices, read once and measured.
+
+    Attributes
+    ----------
+    about : dict
+        Label to value: what the trace is.
+    load : float array, shape (L, E)
+        Tokens of every expert, all windows together.
+    skew : Skew
+    """
+
+    about: dict[str, Any]
+    load: FloatArray
+    skew: Skew
 
 
 def kind_of(name_or_path: str | os.PathLike[str]) -> str | None:
@@ -44,19 +63,23 @@ def describe_trace(name_or_path: str | os.PathLike[str]) -> dict[str, dict[str, 
     ------
     InputError
     """
-    kind = kind_of(name_or_path)
-    if kind == "arrivals":
-        arrivals = read_arrivals(name_or_path)
-        count, seconds = len(arrivals.arrival_s), float(arrivals.arrival_s[-1])
-        return {
-            "trace": {"name": arrivals.name, "requests": f"{count:,}"},
-            "requests": {
-                "time": f"{seconds:,.0f} s, {count / max(seconds, 1e-9):.2f} a second",
-                "prompt tokens": _spread(arrivals.prompt_tokens),
-                "output tokens": _spread(arrivals.output_tokens),
-            },
-        }
-    load, skew, section = measured(name_or_path)
+    if kind_of(name_or_path) != "arrivals":
+        return describe_measured(measured(name_or_path))
+    arrivals = read_arrivals(name_or_path)
+    count, seconds = len(arrivals.arrival_s), float(arrivals.arrival_s[-1])
+    return {
+        "trace": {"name": arrivals.name, "requests": f"{count:,}"},
+        "requests": {
+            "time": f"{seconds:,.0f} s, {count / max(seconds, 1e-9):.2f} a second",
+            "prompt tokens": _spread(arrivals.prompt_tokens),
+            "output tokens": _spread(arrivals.output_tokens),
+        },
+    }
+
+
+def describe_measured(found: Measured) -> dict[str, dict[str, Any]]:
+    """Describe a trace of loads or choices: section title to {label: value}."""
+    load, skew = found.load, found.skew
     mean = load / load.mean(axis=1, keepdims=True)
     skews = {
         "largest / mean load of a layer": f"median {np.median(skew.peak):.2f}, "
@@ -71,11 +94,19 @@ def describe_trace(name_or_path: str | os.PathLike[str]) -> dict[str, dict[str, 
             f"sets that cover {share:.0%}": f"median {np.median(counts):,.0f} a layer"
             for share, counts in skew.sets.items()
         }
-    return {"trace": section, "skew": skews}
+    return {"trace": found.about, "skew": skews}
 
 
-def measured(name_or_path: str | os.PathLike[str]) -> tuple[FloatArray, Skew, dict[str, Any]]:
-    """Return total loads (L, E), skew, and what the trace is; of loads or choices."""
+def measured(name_or_path: str | os.PathLike[str]) -> Measured:
+    """Read and measure a trace of loads or choices.
+
+    Raises
+    ------
+    InputError
+        Also for a trace of arrivals, which has no loads.
+    """
+    if kind_of(name_or_path) == "arrivals":
+        raise InputError(f"{name_or_path}: a trace of arrivals has no loads")
     if kind_of(name_or_path) == "choices":
         trace = read_trace(name_or_path)
         section = {
@@ -83,7 +114,7 @@ def measured(name_or_path: str | os.PathLike[str]) -> tuple[FloatArray, Skew, di
             "layers × experts, top-k": f"{trace.layers} × {trace.experts}, top-{trace.top_k}",
             "tokens": f"{len(trace.ids):,} of {len(trace.lengths):,} requests",
         }
-        return trace.usage(), skew_of_choices(trace.ids, trace.experts), section
+        return Measured(section, trace.usage(), skew_of_choices(trace.ids, trace.experts))
     loads = read_load_trace(Path(name_or_path))
     windows, layers, experts = loads.load.shape
     section = {
@@ -92,7 +123,7 @@ def measured(name_or_path: str | os.PathLike[str]) -> tuple[FloatArray, Skew, di
         "windows": f"{windows:,}",
         "tokens a layer": f"{loads.total.sum(axis=1).mean():,.0f}",
     }
-    return loads.total, skew_of_loads(loads.load), section
+    return Measured(section, loads.total, skew_of_loads(loads.load))
 
 
 def _spread(values: npt.NDArray[np.int64]) -> str:

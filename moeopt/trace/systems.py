@@ -97,7 +97,10 @@ def read_matrix(path: Path) -> LoadTrace:
     try:
         if path.suffix == ".npy":
             return load_trace(path.stem, np.load(path, allow_pickle=False))
-        return load_trace(path.stem, np.loadtxt(_lines(path), delimiter=",", ndmin=2))
+        lines = [line for line in _lines(path) if line.strip()]
+        if not lines:
+            raise InputError(f"{path}: there are no loads in it")
+        return load_trace(path.stem, np.loadtxt(lines, delimiter=",", ndmin=2))
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: not a matrix of loads: {error}") from error
 

@@ -1,0 +1,1 @@
+"""Fewer activated experts: how many of its chosen experts each layer keeps."""
