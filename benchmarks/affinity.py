@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,8 @@ def methods(name: str) -> list[Row]:
     for ratio in ratios:
         given = replace(data, max_load=ratio)
         lower = bounded(f"{ratio:g}", given)
-        add("hierarchical", f"{ratio:g}", lambda given=given: hierarchical_plan(given), given)
-        add("ours", f"{ratio:g}", lambda given=given: best_plan(given), given)
+        add("hierarchical", f"{ratio:g}", partial(hierarchical_plan, given), given)
+        add("ours", f"{ratio:g}", partial(best_plan, given), given)
     blank = dict.fromkeys(rows[0], "")
     return [*rows, *(blank | row for row in bounds)]
 
@@ -153,7 +154,7 @@ def pairs(name: str) -> list[Row]:
         found = column_value(pair)
         relaxed = psd_value(pair, steps=STEPS)
         bounded = time.process_time() - begin
-        plan, seconds = timed(lambda pair=pair: find_plan(pair, rounds=ROUNDS))
+        plan, seconds = timed(partial(find_plan, pair, rounds=ROUNDS))
         assert plan is not None
         upper = evaluate(pair, plan).objective
         if found.rows is not None and found.rows[0] is not None:

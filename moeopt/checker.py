@@ -22,7 +22,7 @@ Where every resident replica is charged, only the split of the tokens is left: a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -36,6 +36,7 @@ from moeopt import (
     checker_topology,
 )
 from moeopt.checker_dispatch import Violation, read_dispatch
+from moeopt.checker_hosts import HostsCheck
 from moeopt.checker_times import BY_DISPATCH, BoolArray, Cases, JointCases, ScenarioCases, Stated
 from moeopt.errors import InputError
 from moeopt.problem import FloatArray, IntArray, ProblemData
@@ -156,12 +157,8 @@ def check_solution(data: ProblemData, solution: Solution) -> CheckReport:
     if data.problem == "activation":
         return _check_activation(data, solution, hosts)
     violations = [*_check_hosts(data, solution, hosts), *_check_slots(data, hosts)]
-    if data.problem == "topology":
-        return _check_topology(data, solution, hosts, violations)
-    if data.problem == "balance":
-        return _check_balance(data, solution, hosts, violations)
-    if data.problem == "affinity":
-        return _check_affinity(data, solution, hosts, violations)
+    if data.problem in _BY_HOSTS:
+        return _check_by_hosts(data, solution, hosts, violations)
     z = _requests(data, solution)
     if data.problem == "joint":
         violations += _check_requests(data, z)
@@ -185,36 +182,29 @@ def check_solution(data: ProblemData, solution: Solution) -> CheckReport:
     return CheckReport(objective, evaluated_by, exact, violations, details | cases.details(times))
 
 
-def _check_balance(
+#: Problems whose objective needs the hosts alone, and why they state no dispatch.
+_BY_HOSTS: dict[str, tuple[Callable[[ProblemData, BoolArray], HostsCheck], str]] = {
+    "balance": (checker_balance.check_hosts, "its rule splits the tokens"),
+    "affinity": (checker_affinity.check_hosts, "every expert has one GPU"),
+    "topology": (checker_topology.check_hosts, "tokens go to the nearest copy"),
+}
+
+
+def _check_by_hosts(
     data: ProblemData, solution: Solution, hosts: BoolArray, violations: list[Violation]
 ) -> CheckReport:
-    found = checker_balance.check_hosts(data, hosts)
+    check, why_no_dispatch = _BY_HOSTS[data.problem]
+    found = check(data, hosts)
     memory = _memory(data, hosts, None)
     violations = [*violations, *found.violations, *_check_memory(data, memory)]
     if solution.dispatch is not None:
-        text = "dispatch: a plan of balance states none, its rule splits the tokens"
+        text = f"dispatch: a plan of {data.problem} states none, {why_no_dispatch}"
         violations.append(Violation("dispatch_shape", "dispatch", 1, text))
     if solution.objective is not None and found.objective is not None:
         violations += _check_claim(solution.objective, found.objective, found.objective)
     details = {"memory": {k: v.tolist() for k, v in memory.items()}} | found.details
-    exact = found.evaluated_by == checker_balance.EVEN
+    exact = found.evaluated_by is not None and found.evaluated_by.startswith("exact")
     return CheckReport(found.objective, found.evaluated_by, exact, violations, details)
-
-
-def _check_affinity(
-    data: ProblemData, solution: Solution, hosts: BoolArray, violations: list[Violation]
-) -> CheckReport:
-    found = checker_affinity.check_hosts(data, hosts)
-    memory = _memory(data, hosts, None)
-    violations = [*violations, *found.violations, *_check_memory(data, memory)]
-    if solution.dispatch is not None:
-        text = "dispatch: a plan of affinity states none, every expert has one GPU"
-        violations.append(Violation("dispatch_shape", "dispatch", 1, text))
-    if solution.objective is not None and found.objective is not None:
-        violations += _check_claim(solution.objective, found.objective, found.objective)
-    details = {"memory": {k: v.tolist() for k, v in memory.items()}} | found.details
-    evaluated_by = None if found.objective is None else checker_affinity.COUNTED
-    return CheckReport(found.objective, evaluated_by, True, violations, details)
 
 
 def _check_paging(data: ProblemData, solution: Solution) -> CheckReport:
@@ -238,23 +228,6 @@ def _check_activation(data: ProblemData, solution: Solution, hosts: BoolArray) -
         violations += _check_claim(solution.objective, objective, objective)
     details = report.details | checker_activation.details(data, found.kept, objective)
     return CheckReport(objective, report.evaluated_by, report.exact, violations, details)
-
-
-def _check_topology(
-    data: ProblemData, solution: Solution, hosts: BoolArray, violations: list[Violation]
-) -> CheckReport:
-    found = checker_topology.check_hosts(data, hosts)
-    memory = _memory(data, hosts, None)
-    violations = [*violations, *found.violations, *_check_memory(data, memory)]
-    if solution.dispatch is not None:
-        text = "dispatch: a plan of topology states none, tokens go to the nearest copy"
-        violations.append(Violation("dispatch_shape", "dispatch", 1, text))
-    details = {"memory": {k: v.tolist() for k, v in memory.items()}} | found.details
-    if found.objective is None:
-        return CheckReport(None, None, False, violations, details)
-    if solution.objective is not None:
-        violations += _check_claim(solution.objective, found.objective, found.objective)
-    return CheckReport(found.objective, checker_topology.NEAREST, True, violations, details)
 
 
 # --- rules of the plan ------------------------------------------------------------------------

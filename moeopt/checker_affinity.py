@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from moeopt.checker_dispatch import Violation
+from moeopt.checker_hosts import HostsCheck
 from moeopt.checker_times import BoolArray
 from moeopt.problem import ProblemData
 
@@ -16,23 +16,14 @@ from moeopt.problem import ProblemData
 COUNTED = "exact: tokens counted"
 
 
-@dataclass(frozen=True)
-class AffinityCheck:
-    """What is wrong, and the cost; ``objective`` is None where an expert has not one GPU."""
-
-    violations: list[Violation]
-    objective: float | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-def check_hosts(data: ProblemData, hosts: BoolArray) -> AffinityCheck:
+def check_hosts(data: ProblemData, hosts: BoolArray) -> HostsCheck:
     """Check hosts (L, E, G) against the rules that ``affinity`` adds, and compute the objective."""
     from moeopt.affinity.evaluate import evaluate, gpu_loads
 
     violations = [*_copies(hosts), *_uneven(data, hosts)]
     affinity = data.affinity
     if affinity is None or (hosts.sum(axis=2) != 1).any():
-        return AffinityCheck(violations)
+        return HostsCheck(violations)
     place = hosts.argmax(axis=2)
     loads, most = gpu_loads(affinity, place), affinity.most_load
     for l, g in np.argwhere(loads > most[:, None]).tolist():
@@ -46,7 +37,7 @@ def check_hosts(data: ProblemData, hosts: BoolArray) -> AffinityCheck:
         "crossing_nodes": report.crossing_nodes if report.total.any() else 0.0,
         "imbalance": report.imbalance.tolist(),
     }
-    return AffinityCheck(violations, report.objective, details)
+    return HostsCheck(violations, report.objective, COUNTED, details)
 
 
 def _copies(hosts: BoolArray) -> Iterator[Violation]:
@@ -68,7 +59,7 @@ def _uneven(data: ProblemData, hosts: BoolArray) -> Iterator[Violation]:
 
 
 def summary(details: dict[str, Any]) -> list[tuple[str, str]]:
-    """Lines for people, as (label, text), from :attr:`AffinityCheck.details`."""
+    """Lines for people, as (label, text), from :attr:`HostsCheck.details`."""
     return [
         (
             "tokens",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from moeopt.checker_dispatch import Violation
+from moeopt.checker_hosts import HostsCheck
 from moeopt.checker_times import BoolArray
 from moeopt.problem import ProblemData
 
@@ -16,20 +17,7 @@ from moeopt.problem import ProblemData
 EVEN, LEVELLED = "exact: even split", "shares by levelling"
 
 
-@dataclass(frozen=True)
-class BalanceCheck:
-    """What is wrong, and the loads.
-
-    ``objective``: tokens, None where slots are empty or overfull, or an expert is nowhere.
-    """
-
-    violations: list[Violation]
-    objective: float | None = None
-    evaluated_by: str | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-def check_hosts(data: ProblemData, hosts: BoolArray) -> BalanceCheck:
+def check_hosts(data: ProblemData, hosts: BoolArray) -> HostsCheck:
     """Check hosts (L, E, G) against the rules that ``balance`` adds, and compute the objective.
 
     Under the rule ``even`` the objective is exact; under ``optimal`` that of shares found by
@@ -41,10 +29,10 @@ def check_hosts(data: ProblemData, hosts: BoolArray) -> BalanceCheck:
 
     balance = data.balance
     if balance is None:  # no plan can exist: explain_infeasible says why
-        return BalanceCheck(list(_unfilled(data, hosts)))
+        return HostsCheck(list(_unfilled(data, hosts)))
     violations = list(_unfilled(data, hosts))
     if (hosts.sum(axis=1) != balance.slots).any() or not hosts.any(axis=2).all():
-        return BalanceCheck(violations)
+        return HostsCheck(violations)
     plan = plan_of(hosts, balance.slots)
     shares = best_shares(balance, plan) if balance.rule == "optimal" else None
     report = check_balance(replace(balance, most_moves=None), plan, shares)
@@ -64,7 +52,7 @@ def check_hosts(data: ProblemData, hosts: BoolArray) -> BalanceCheck:
     if report.moves is not None:
         details["moves"] = report.moves
     evaluated_by = EVEN if shares is None else LEVELLED
-    return BalanceCheck(violations, report.objective, evaluated_by, details)
+    return HostsCheck(violations, report.objective, evaluated_by, details)
 
 
 def _unfilled(data: ProblemData, hosts: BoolArray) -> Iterator[Violation]:
@@ -79,7 +67,7 @@ def _unfilled(data: ProblemData, hosts: BoolArray) -> Iterator[Violation]:
 
 
 def summary(details: dict[str, Any]) -> list[tuple[str, str]]:
-    """Lines for people, as (label, text), from :attr:`BalanceCheck.details`."""
+    """Lines for people, as (label, text), from :attr:`HostsCheck.details`."""
     balancedness = np.array(details["balancedness"])
     lines = [
         (

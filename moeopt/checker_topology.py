@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from moeopt.checker_dispatch import Violation
+from moeopt.checker_hosts import HostsCheck
 from moeopt.checker_times import BoolArray
 from moeopt.problem import ProblemData
 
@@ -16,16 +16,7 @@ from moeopt.problem import ProblemData
 NEAREST = "exact: nearest copy"
 
 
-@dataclass(frozen=True)
-class TopologyCheck:
-    """What is wrong, and the hops: None where an expert is nowhere."""
-
-    violations: list[Violation]
-    objective: float | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-def check_hosts(data: ProblemData, hosts: BoolArray) -> TopologyCheck:
+def check_hosts(data: ProblemData, hosts: BoolArray) -> HostsCheck:
     """Check hosts (L, E, G) against the rules that ``topology`` adds, and count the hops."""
     from moeopt.balance.exact import float_above
     from moeopt.topology.exact import layer_values
@@ -37,7 +28,7 @@ def check_hosts(data: ProblemData, hosts: BoolArray) -> TopologyCheck:
     copies = copies_on_servers(topology, hosts)
     violations = list(_room(data, copies))
     if not hosts.any(axis=2).all():
-        return TopologyCheck(violations)
+        return HostsCheck(violations)
     values = layer_values(topology, copies > 0)
     tokens = float(topology.weight.sum())
     objective = float_above(sum(values[1:], values[0]))
@@ -47,7 +38,7 @@ def check_hosts(data: ProblemData, hosts: BoolArray) -> TopologyCheck:
         "replicas": int(copies.sum()) - data.layers * data.experts,
         "hops_a_visit": objective / tokens if tokens > 0 else 0.0,
     }
-    return TopologyCheck(violations, objective, details)
+    return HostsCheck(violations, objective, NEAREST, details)
 
 
 def _room(data: ProblemData, copies: np.ndarray) -> Iterator[Violation]:
@@ -69,7 +60,7 @@ def _room(data: ProblemData, copies: np.ndarray) -> Iterator[Violation]:
 
 
 def summary(details: dict[str, Any]) -> list[tuple[str, str]]:
-    """Lines for people, as (label, text), from :attr:`TopologyCheck.details`."""
+    """Lines for people, as (label, text), from :attr:`HostsCheck.details`."""
     held = details["servers"]
     lines = [
         ("hops a visit", f"{details['hops_a_visit']:.6f} to an expert and on, on average"),

@@ -165,6 +165,24 @@ def test_long_tables_continue_in_the_next_float() -> None:
     assert [i for i in range(len(rows)) if f"row\\_{i} & {i} " not in text] == []
 
 
+def compile_article(folder: Path) -> str:
+    """Compile ``tables.tex`` in an article; return LaTeX's log."""
+    (folder / "article.tex").write_text(
+        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n"
+        "\\begin{document}\n\\input{tables}\n\\end{document}\n"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "article.tex"],
+        cwd=folder,
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
+    log = (folder / "article.log").read_text(errors="replace")
+    assert done.returncode == 0, log[-3000:]
+    return log
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs TeX Live")
 def test_latex_compiles_unchanged_in_an_article(tmp_path: Path) -> None:
@@ -175,19 +193,7 @@ def test_latex_compiles_unchanged_in_an_article(tmp_path: Path) -> None:
     )
     every = Table("p", "Every character", (Column("a", is_number=False),), ((alphabet,),))
     (tmp_path / "tables.tex").write_text(write_tables([*tables, every], "latex"), encoding="utf-8")
-    (tmp_path / "article.tex").write_text(
-        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n"
-        "\\begin{document}\n\\input{tables}\n\\end{document}\n"
-    )
-    done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "article.tex"],
-        cwd=tmp_path,
-        capture_output=True,
-        check=False,
-        timeout=300,
-    )
-    log = (tmp_path / "article.log").read_text(errors="replace")
-    assert done.returncode == 0, log[-3000:]
+    log = compile_article(tmp_path)
     assert "Missing character" not in log
     assert "multiply defined" not in log
     assert (tmp_path / "article.pdf").stat().st_size > 10_000
@@ -414,18 +420,7 @@ def test_bounds_of_a_committed_study_compile_and_agree_with_csv(study: Path, tmp
     assert all(table.rows for table in tables)
     text = write_tables(tables, "latex")
     (tmp_path / "tables.tex").write_text(text, encoding="utf-8")
-    (tmp_path / "article.tex").write_text(
-        "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n"
-        "\\begin{document}\n\\input{tables}\n\\end{document}\n"
-    )
-    done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "article.tex"],
-        cwd=tmp_path,
-        capture_output=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, (tmp_path / "article.log").read_text(errors="replace")[-3000:]
+    compile_article(tmp_path)
     rows = [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if " & " in line]
     for row in csv.reader(io.StringIO(write_tables(tables, "csv"))):
         if row and row[0].startswith("#"):
