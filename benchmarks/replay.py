@@ -3,9 +3,9 @@
     python benchmarks/replay.py [--time-limit 20] [--splits 3] [--only gpt-oss-20b_4] [--steps 600]
 
 For each case and each of several splits of the trace by request, an instance is made from the
-fitted half (`moeopt instance make --gpu l40s …`), planned (`moeopt.solve`, problem joint; where the
-batch is given also replication on sampled steps, `moeopt instance sample`), and replayed on the
-other half. Intervals are over splits: another plan, another half, another order of
+fitted half (`moeopt instance make --gpu l40s …`), planned under mean routing (`moeopt front`) and,
+where the batch is given, under sampled routing (`moeopt instance sample`, problem replication), and
+replayed on the other half. Intervals are over splits: another plan, another half, another order of
 requests. Writes ``benchmarks/results/replay.csv`` and ``.md``. Prefill and communication are in no
 number.
 """
@@ -22,14 +22,24 @@ from typing import Any
 
 import moeopt
 from moeopt.calibrate.instances import Wanted, make_instance
+from moeopt.front.envelope import Envelope
+from moeopt.front.plans import Planner
+from moeopt.front.steady import steady_state
+from moeopt.front.throughput import largest_throughput
+from moeopt.instance import Instance
 from moeopt.make.traces_shipped import read_arrivals, read_trace
 from moeopt.simulate.baselines import BASELINES
 from moeopt.simulate.gains import Interval, interval
 from moeopt.simulate.sampled_instance import sampled_instance
 from moeopt.simulate.simulating import Settings, simulate
+from moeopt.solution import Solution
 
 RESULTS = Path(__file__).parent / "results"
 ARRIVALS = "azure-conv"
+
+
+#: Instance, plan, and what it took.
+Planned = tuple[Instance, Solution, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -54,23 +64,33 @@ CASES = [
 ]
 
 
-def planned(case: Case, split: int, time_limit_s: float) -> tuple[Any, Any, dict[str, float]]:
-    """Make the instance of a split, plan it."""
-    made = make_instance(
+def made(case: Case, split: int) -> Instance:
+    """Make the instance of a split."""
+    return make_instance(
         Wanted("l40s", case.moe, case.gpus, form="p2", memory_mib=case.memory_mib, seed=split)
-    )
+    ).instance
+
+
+def planned(case: Case, instance: Instance, split: int, time_limit_s: float) -> Planned:
+    """Plan the batch, or the batch of most throughput, under mean routing (`moeopt front`)."""
     begin = time.process_time()
-    outcome = moeopt.solve(
-        made.instance, problem="joint", time_limit_s=time_limit_s, threads=1, seed=split
-    )
-    assert outcome.solution is not None
-    spent = {"plan_cpu_s": time.process_time() - begin, "gap": outcome.record.gap or 0.0}
-    return made.instance, outcome.solution, spent
+    steady = steady_state(instance)
+    envelope = Envelope(steady)
+    planner = Planner(steady, seed=split, deadline=time.monotonic() + time_limit_s)
+    if case.batch is None:
+        best = largest_throughput(envelope, planner)
+        plan, gap = best.plan, best.gap
+    else:
+        plan = planner.plan(case.batch)
+        bound = envelope.range(case.batch, case.batch).throughput
+        gap = None if plan is None else 1.0 - plan.throughput / bound
+    assert plan is not None
+    assert gap is not None
+    spent = {"plan_cpu_s": time.process_time() - begin, "gap": max(gap, 0.0)}
+    return plan.instance, plan.solution, spent
 
 
-def planned_for_batch(
-    case: Case, instance: Any, split: int, time_limit_s: float
-) -> tuple[Any, Any, dict[str, float]]:
+def planned_for_batch(case: Case, instance: Instance, split: int, time_limit_s: float) -> Planned:
     """Plan sampled decode steps of the batch, from the fitted half."""
     assert case.batch is not None
     fitted = read_trace(case.moe).split(split)[0]
@@ -87,23 +107,20 @@ def planned_for_batch(
 def run(cases: list[Case], splits: int, steps: int, time_limit_s: float) -> list[dict[str, Any]]:
     """One row for each case and split."""
     arrivals = read_arrivals(ARRIVALS)
-    plans: dict[tuple[str, int, int], tuple[Any, Any, dict[str, float]]] = {}
     rows = []
     for case in cases:
         trace = read_trace(case.moe)
         for split in range(splits):
-            key = (case.moe, case.gpus, split)
-            if key not in plans:
-                plans[key] = planned(case, split, time_limit_s)
-            made = {"joint": plans[key]}
+            instance = made(case, split)
+            plans = {"mean": planned(case, instance, split, time_limit_s)}
             if case.batch is not None:
-                made["sampled"] = planned_for_batch(case, plans[key][0], split, time_limit_s)
-            for plan, (instance, solution, spent) in made.items():
+                plans["sampled"] = planned_for_batch(case, instance, split, time_limit_s)
+            for plan, (served, solution, spent) in plans.items():
                 begin = time.process_time()
                 settings = Settings(
                     split_seed=split, seeds=1, steps=steps, batch_limit=case.batch, rule="level"
                 )
-                report = simulate(instance, solution, trace, arrivals, settings=settings)
+                report = simulate(served, solution, trace, arrivals, settings=settings)
                 row = {"plan": plan} | _row(case, split, report) | spent
                 row["replay_cpu_s"] = time.process_time() - begin
                 rows.append(row)
@@ -204,8 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "halves, one fits plan, baselines and predictions, the other is replayed; ± is the 95 % "
         "interval over splits. Error of the predicted mean step, of the whole step and of its MoE "
         "layers; gain in tokens a second. Baselines with replicas have one slot more a GPU and "
-        "layer. Every plan is served by the rule `level`. Plans: `joint` (mean routing) and, where "
-        "the batch is given, `sampled` "
+        "layer. Every plan is served by the rule `level`. Plans: `mean` (one wave of the batch, or "
+        "of the most throughput, as `moeopt front`) and, where the batch is given, `sampled` "
         "(replication on 256 sampled steps of the fitted half); gap: the largest of its own "
         "objective. Prefill and communication are in no number.",
         "",

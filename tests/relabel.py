@@ -62,7 +62,10 @@ def relabelled(data: ProblemData, rng: np.random.Generator) -> ProblemData:
         kv_mib=data.requests.kv_mib[order],
         usage=usage,
     )
-    return replace(changed, requests=requests)
+    given = data.wave_requests
+    return replace(
+        changed, requests=requests, wave_requests=None if given is None else given[order]
+    )
 
 
 def _balance(balance: BalanceData, layers, gpus) -> BalanceData:
