@@ -31,20 +31,16 @@ DEFAULT_FIXED = ("activation_choice", "highs")
 #: ... and where ``topology`` may hold copies.
 DEFAULT_REPLICAS = ("topology_distances", "highs")
 
-#: Its program closes no gap of the search beyond this size.
-LARGEST_TOPOLOGY_NONZEROS = 100_000
-
 #: Larger programs are not worth starting without being asked: building them eats the time limit.
 LARGEST_DEFAULT_NONZEROS = 4_000_000
 
-#: Those of ``balance`` close no gap of the search beyond this size.
-LARGEST_BALANCE_NONZEROS = 50_000
-
-#: Nor do those of ``affinity``.
-LARGEST_AFFINITY_NONZEROS = 20_000
-
-#: Nor do those of ``activation``.
-LARGEST_ACTIVATION_NONZEROS = 50_000
+#: ... and of these problems they close no gap of the search beyond this size.
+LARGEST_NONZEROS = {
+    "balance": 50_000,
+    "topology": 100_000,
+    "affinity": 20_000,
+    "activation": 50_000,
+}
 
 #: Smaller programs of ``placement`` and ``replication`` go to the exact search at once; larger ones
 #: of ``joint`` are left out where there is a single wave, or the waves are prescribed.
@@ -103,15 +99,7 @@ def choose(
         if reason is not None:
             raise InputError(f"formulation {name} does not take this instance: {reason}")
         return choice, None
-    most = LARGEST_DEFAULT_NONZEROS
-    if data.problem == "balance":
-        most = LARGEST_BALANCE_NONZEROS
-    if data.problem == "topology":
-        most = LARGEST_TOPOLOGY_NONZEROS
-    if data.problem == "affinity":
-        most = LARGEST_AFFINITY_NONZEROS
-    if data.problem == "activation":
-        most = LARGEST_ACTIVATION_NONZEROS
+    most = LARGEST_NONZEROS.get(data.problem, LARGEST_DEFAULT_NONZEROS)
     if reason is None and choice.nonzeros(data) > most:
         reason = (
             f"its {choice.nonzeros(data):,} nonzeros are too many to start unasked "
@@ -136,5 +124,5 @@ def _default(data: ProblemData) -> tuple[str, str]:
 
 def is_small(choice: Choice, data: ProblemData) -> bool:
     """Whether the exact search needs no help: neither a warm start nor stronger bounds."""
-    searched = ("joint", "balance", "topology", "paging", "affinity")
-    return data.problem not in searched and choice.nonzeros(data) <= SMALL_NONZEROS
+    direct = ("placement", "replication", "activation")
+    return data.problem in direct and choice.nonzeros(data) <= SMALL_NONZEROS

@@ -67,9 +67,9 @@ def layer_of(instance: Instance, number: int) -> Instance:
     )
     moe = instance.moe
     total = moe.layers_total if moe.layers_total is not None else moe.layers
+    l = instance.routing.index(found[0])
     balance = instance.balance
     if balance is not None:
-        l = instance.routing.index(found[0])
         only: dict[str, Any] = {"max_moves": None}
         if balance.windows is not None:
             only["windows"] = tuple(window[l : l + 1] for window in balance.windows)
@@ -78,7 +78,6 @@ def layer_of(instance: Instance, number: int) -> Instance:
         balance = balance.model_copy(update=only)
     activation = instance.activation
     if activation is not None:
-        l = instance.routing.index(found[0])
         only = {
             "gate_mass": activation.gate_mass[l : l + 1],
             "scenarios": activation.scenarios[l : l + 1],
@@ -89,7 +88,7 @@ def layer_of(instance: Instance, number: int) -> Instance:
         activation = activation.model_copy(update=only)
     topology = instance.topology
     if topology is not None:
-        topology = _topology_of(topology, instance.routing.index(found[0]), moe.layers)
+        topology = _topology_of(topology, l, moe.layers)
     affinity = instance.affinity
     if affinity is not None and affinity.kind == "inter":
         affinity = None  # one layer alone has none after it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -30,6 +29,9 @@ from moeopt.units import mib_down, mib_up
 
 __all__ = ["explain_infeasible", "prepare"]
 
+#: Problems whose objective is over the scenarios of the routing.
+BY_SCENARIOS = ("placement", "replication", "affinity")
+
 #: Most waves of ``joint`` where the instance does not say, unless the KV cache alone needs more.
 DEFAULT_WAVES_LIMIT = 8
 
@@ -45,7 +47,8 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
     Parameters
     ----------
     instance : Instance
-    problem : {"placement", "replication", "joint", "balance"}
+    problem : str
+        One of :data:`moeopt.problem.PROBLEMS`.
 
     Raises
     ------
@@ -62,9 +65,8 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
     load = np.stack(
         [_load(r, s, moe.experts) for r, s in zip(instance.routing, scenarios, strict=True)]
     )
-    joint, balance = problem == "joint", problem == "balance"
+    joint = problem == "joint"
     free_mib = free_memory_mib(instance, with_cache=joint)
-    activation = problem == "activation"
     requests = _requests(instance, load) if joint else None
     waves, wave_steps = 0, None
     options = instance.joint or JointOptions()
@@ -90,9 +92,7 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
         layer_time=LayerTime(
             spec.form, spec.base_us, spec.expert_us, spec.token_base_us, spec.token_us
         ),
-        scenarios=(
-            () if joint or balance or activation else tuple(s for s in scenarios if s is not None)
-        ),
+        scenarios=(tuple(s for s in scenarios if s is not None) if problem in BY_SCENARIOS else ()),
         load=load,
         gpu_kind=_gpu_kind(free_mib, instance.cluster.gpus),
         requests=requests,
@@ -106,14 +106,14 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
         layer_numbers=tuple(routed.layer for routed in instance.routing),
     )
     if problem == "paging":
-        return with_paging(replace(data, scenarios=()), instance)
+        return with_paging(data, instance)
     if problem == "topology":
-        return with_topology(replace(data, scenarios=()), instance)
-    if activation:
+        return with_topology(data, instance)
+    if problem == "activation":
         return with_activation(data, instance, _scenarios)
     if problem == "affinity":
         return with_affinity(data, instance)
-    return with_balance(data, instance) if balance else data
+    return with_balance(data, instance) if problem == "balance" else data
 
 
 def _missing_ingredients(instance: Instance, problem: str) -> list[str]:

@@ -22,6 +22,7 @@ from moeopt.methods import methods_for
 from moeopt.problem import ProblemData, objective_unit
 from moeopt.proving import prove
 from moeopt.record import Record, Status, relative_gap
+from moeopt.searches import OwnSearch
 from moeopt.solution import Solution
 from moeopt.solvers.base import Progress, SolveSettings
 from moeopt.solvers.supervise import WorkerOutcome, run_job
@@ -188,53 +189,18 @@ class Run:
         self.seconds["proof"] = time.monotonic() - begin
         self.tell("proof")
 
-    def balance(self, seed: int, time_limit_s: float, stop: threading.Event) -> None:
-        """Plan ``balance`` and bound it, layer by layer."""
-        from moeopt.balancing import balance_layers
-
+    def own_search(
+        self, search: OwnSearch, seed: int, time_limit_s: float, stop: threading.Event
+    ) -> None:
+        """Plan and bound at once, where the problem has a search that does."""
         begin = time.monotonic()
         self.tell("heuristic")
-        if self.data.balance is None:
-            raise ValueError("there are no loads to balance")  # explain_infeasible said why
-        found = balance_layers(
-            self.data.balance, seed=seed, time_limit_s=time_limit_s, stop=stop.is_set
-        )
-        self.lower_bounds[found.source] = found.value
-        self.offer(Solution.from_arrays(self.data, found.hosts), "the search of balance")
-        self.seconds["heuristic"] = time.monotonic() - begin
-        self.tell("proof")
-
-    def transmit(self, seed: int, time_limit_s: float, stop: threading.Event) -> None:
-        """Plan ``topology`` and bound it: a flow, or copies and rents."""
-        from moeopt.topology.solve import find_plan
-        from moeopt.topology.spread import hosts_of
-
-        begin = time.monotonic()
-        self.tell("heuristic")
-        if self.data.topology is None:
-            raise ValueError("no servers are known")
-        found = find_plan(
-            self.data.topology, seed=seed, time_limit_s=time_limit_s, stop=stop.is_set
-        )
-        if found is None:
-            raise ValueError("no room for a plan")  # explain_infeasible said why
-        if found.value is not None:
-            self.lower_bounds[found.method] = found.value
-        hosts = hosts_of(self.data.topology, found.plan)
-        self.offer(Solution.from_arrays(self.data, hosts), f"the search by {found.method}")
-        self.seconds["heuristic"] = time.monotonic() - begin
-        self.tell("proof")
-
-    def activate(self, seed: int, time_limit_s: float, stop: threading.Event) -> None:
-        """Plan and bound ``activation``: layers under every choice, then a knapsack."""
-        from moeopt.activating import solve_choice
-
-        begin = time.monotonic()
-        self.tell("heuristic")
-        found = solve_choice(self.data, seed=seed, time_limit_s=time_limit_s, stop=stop.is_set)
-        self.lower_bounds[found.source] = found.lower
-        plan = Solution.from_arrays(self.data, found.hosts, activated=found.kept)
-        self.offer(plan, "the search by layer")
+        found = search.run(self.data, seed=seed, time_limit_s=time_limit_s, stop=stop.is_set)
+        self.lower_bounds |= found.bounds
+        if found.plan is None:
+            self.notes.append(found.source)
+        else:
+            self.offer(found.plan, found.source)
         self.seconds["heuristic"] = time.monotonic() - begin
         self.tell("proof")
 

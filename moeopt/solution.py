@@ -20,24 +20,13 @@ from moeopt.files import (
     read_json_object,
     write_bytes_atomic,
 )
+from moeopt.problem import PROBLEMS
 
 if TYPE_CHECKING:
     from moeopt.instance import Instance
     from moeopt.problem import ProblemData
 
 SCHEMA: Literal["moeopt-solution/1"] = "moeopt-solution/1"
-
-#: Problems whose solutions this format holds; ``moeopt.problem.PROBLEMS`` is the same (tested).
-PROBLEMS = (
-    "placement",
-    "replication",
-    "joint",
-    "balance",
-    "activation",
-    "paging",
-    "topology",
-    "affinity",
-)
 
 Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]

@@ -23,7 +23,7 @@ from moeopt.prepare import explain_infeasible, prepare
 from moeopt.problem import PROBLEMS, ProblemData
 from moeopt.proving import one_layer, why_not
 from moeopt.running import OnProgress, Outcome, ProgressState, Run
-from moeopt.running_affinity import affinity_phase
+from moeopt.searches import OWN_SEARCHES
 from moeopt.solution import Solution
 from moeopt.solvers.base import SolveSettings
 from moeopt.solvers.supervise import WorkerOutcome
@@ -69,7 +69,8 @@ def solve(
     Parameters
     ----------
     instance : Instance, path, or name of a shipped instance
-    problem : {"placement", "replication", "joint", "balance"}
+    problem : str
+        One of :data:`moeopt.problem.PROBLEMS`.
     formulation : str or path, optional
         A shipped formulation, or a file of one's own. None: a heuristic first, then the best
         known formulation if its size allows.
@@ -137,14 +138,8 @@ def solve(
         planned = prescribed and run.best is not None
         if start == "heuristic" and not planned and not run.closed(gap):
             share = HEURISTIC_SHARE if chosen is not None or layered else 1.0
-            if problem == "balance":
-                run.balance(seed, share * time_limit_s, stop)
-            elif problem == "topology":
-                run.transmit(seed, share * time_limit_s, stop)
-            elif problem == "affinity":
-                affinity_phase(run, seed, share * time_limit_s, stop)
-            elif problem == "activation":
-                run.activate(seed, share * time_limit_s, stop)
+            if problem in OWN_SEARCHES:
+                run.own_search(OWN_SEARCHES[problem], seed, share * time_limit_s, stop)
             else:
                 run.heuristic(seed, share * time_limit_s, gap, stop)
         if layered and not run.closed(gap) and not stop.is_set():
@@ -166,13 +161,8 @@ def _plan_of_action(
 ) -> str:
     steps = [JOINT_METHOD] if data.problem == "joint" else []
     if not small:
-        by_layer = data.problem in ("balance", "activation")
-        search = "a search and bounds by layer" if by_layer else "a heuristic"
-        if data.problem == "topology":
-            search = "a flow, or copies and rents of places"
-        if data.problem == "affinity":
-            search = "annealing, semidefinite and column bounds"
-        steps.append(search)
+        search = OWN_SEARCHES.get(data.problem)
+        steps.append("a heuristic" if search is None else search.words)
     if layered:
         fitting = [m for m in methods_for(data) if m.fits(one_layer(data, 0)) is None]
         names = " and ".join(method.name for method in fitting) or "combinatorial bounds"

@@ -16,7 +16,7 @@ from moeopt.balancing import balance_layers
 from moeopt.bounding import bounds
 from moeopt.bounds import combinatorial_bounds
 from moeopt.checker import check_solution
-from moeopt.choosing import LARGEST_BALANCE_NONZEROS, choose
+from moeopt.choosing import LARGEST_NONZEROS, choose
 from moeopt.errors import InputError
 from moeopt.prepare import prepare
 from moeopt.problem import ProblemData
@@ -173,7 +173,7 @@ def test_large_programs_are_not_started_unasked() -> None:
     choice, why = choose(data, None, None)
     assert choice is None
     assert why is not None
-    assert f"more than {LARGEST_BALANCE_NONZEROS:,}" in why
+    assert f"more than {LARGEST_NONZEROS['balance']:,}" in why
 
 
 def test_bound_lists_everything() -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from numba import njit
 
 from moeopt.joint.cost import MAX, Cost
-from moeopt.joint.partition_bound import EXPERTS_LIMIT
+from moeopt.joint.partition_bound import EXPERTS_LIMIT, next_partition
 from moeopt.problem import FloatArray, IntArray
 
 # A few hundred rounded operations: far below this, relative to the largest term.
@@ -195,13 +195,8 @@ def total_floor(
                 size[j] = 1
                 size[j + 1] += 1
                 size[0] = spare
-        e = experts - 1
-        while e > 0 and (group[e] == top[e] or group[e] + 1 >= gpus):
-            e -= 1
-        if e <= 0:
+        if not next_partition(group, top, gpus):
             break
-        group[e] += 1
-        group[e + 1 :] = 0
     return best
 
 

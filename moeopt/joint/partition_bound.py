@@ -23,6 +23,27 @@ EXPERTS_LIMIT = 9
 
 
 @njit(cache=True, nogil=True)
+def next_partition(group: Any, top: Any, most: int) -> bool:
+    """Step to the next partition into at most so many groups; False after the last.
+
+    Parameters
+    ----------
+    group : int array, shape (E,)
+        Group of each expert, in restricted growth: at most 1 + those before. Overwritten.
+    top : int array, shape (E + 1,)
+        Groups among the experts before each.
+    """
+    e = len(group) - 1
+    while e > 0 and (group[e] == top[e] or group[e] + 1 >= most):
+        e -= 1
+    if e <= 0:
+        return False
+    group[e] += 1
+    group[e + 1 :] = 0
+    return True
+
+
+@njit(cache=True, nogil=True)
 def partition_bounds(cost: Any, tokens: Any, charges: Any, tree: int, gpus: int) -> Any:
     """Least layer time with r = 0, 1, …, G − 1 additional replicas.
 
@@ -101,13 +122,8 @@ def best_partitions(alone: Any, experts: int, gpus: int) -> Any:
                     group_of[extra] = group
                     size_of[extra] = size
                 size[worst] += 1
-        e = experts - 1
-        while e > 0 and (group[e] == top[e] or group[e] + 1 >= gpus):
-            e -= 1
-        if e <= 0:
+        if not next_partition(group, top, gpus):
             break
-        group[e] += 1
-        group[e + 1 :] = 0
     for extra in range(1, gpus):
         if time[extra - 1] <= time[extra]:
             time[extra] = time[extra - 1]
