@@ -32,7 +32,8 @@ from moeopt.front.whole import whole_bound
 from moeopt.joint.knapsack import share_out
 from moeopt.joint.memory import memory_of, request_classes
 from moeopt.joint.step_function import StepFunction
-from moeopt.problem import FloatArray, IntArray
+from moeopt.joint.whole_requests import largest_cache
+from moeopt.problem import FloatArray
 from moeopt.units import BYTES_PER_MIB
 
 _US_PER_S = 1e6
@@ -127,7 +128,7 @@ class Envelope:
         if data.uniform_slots:
             return max(float(found.step_us), self._layers(tokens, replicas) + attention) * _SAFE
         whole = [
-            whole_bound(data.layer_time, w, self.step.charged(l, w, False), data.gpus)
+            whole_bound(self.step.cost, w, self.step.charged(l, w, False), data.gpus)
             for l, w in enumerate(tokens)
         ]
         layers, _ = share_out(np.maximum(found.table, np.array(whole)[:, None]), replicas)
@@ -190,17 +191,3 @@ class Envelope:
             middle = (first + last) // 2
             add(first, middle, -bound)
             add(middle + 1, last, -bound)
-
-
-def largest_cache(counts: IntArray, kv: IntArray, gpus: int) -> int:
-    """Bytes of KV cache that some GPU holds at least, whole requests of classes (C,) dealt out.
-
-    Of the jG + 1 largest requests some GPU holds j + 1, at least the smallest of these.
-    """
-    order = np.argsort(-kv, kind="stable")
-    sizes = np.repeat(kv[order], counts[order])
-    before = np.concatenate(([0], np.cumsum(sizes)))
-    j = np.arange((len(sizes) - 1) // gpus + 1)
-    return max(
-        int((before[j * gpus + 1] - before[j * (gpus - 1)]).max()), -(-int(before[-1]) // gpus)
-    )

@@ -3,8 +3,9 @@
 GPU labels of each layer are free. Taking the layers one by one and giving the GPU with the most
 memory left the most replicas keeps the GPUs' memory as level as the layers' own counts allow.
 Requests go one by one, largest cache first, to the GPU with the least cache of those with room;
-then GPUs exchange requests as long as the largest cache shrinks. Where they do not fit one by one,
-the GPUs are overfilled and exchange requests until none is, if all together fit.
+then GPUs exchange requests as long as the largest cache shrinks, and two at a time share theirs
+anew. Where they do not fit one by one, the GPUs are overfilled and exchange requests until none is,
+if all together fit.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from moeopt.joint.memory import Memory
+from moeopt.joint.whole_requests import level_caches
 from moeopt.problem import IntArray
 
 #: Most exchanges of requests between GPUs.
@@ -91,6 +93,7 @@ def _place(counts: IntArray, left: IntArray, kv: IntArray, *, level: bool) -> In
         if (room < 0).any():
             return None
     _exchange(z, room, used, kv, -1)
+    level_caches(z, left, kv)
     return z
 
 
