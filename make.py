@@ -71,7 +71,9 @@ def test(interpreter: str, rest: list[str]) -> int:
     install(interpreter, "[dev]")
     # Tests with time limits should not pay for numba's first compilation.
     subprocess.run([interpreter, "-m", "moeopt.kernels"], check=True, cwd=ROOT)
-    command = [interpreter, "-m", "pytest", "-n", "2", "--dist", "loadfile", *rest]
+    # Whole files to each worker, in the order of tests/conftest.py.
+    workers = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+    command = [interpreter, "-m", "pytest", *workers, *rest]
     return subprocess.run(command, check=False, cwd=ROOT).returncode
 
 

@@ -223,6 +223,10 @@ class _Watch:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
+        # The kernel takes its time to free the memory of a large process: not before is it gone.
+        until = time.monotonic() + KILL_AFTER_S
+        while time.monotonic() < until and not all(map(_is_over, self._family.values())):
+            time.sleep(POLL_INTERVAL_S)
         # A descendant that escaped unseen may hold the pipe open: then its reader is left behind.
         self._reader.join(KILL_AFTER_S)
         if self.process.stdout is not None and not self._reader.is_alive():
@@ -298,6 +302,13 @@ class _Watch:
             self.primal, self.dual = event["primal_bound"], event["dual_bound"]
             if self.on_progress is not None:
                 self.on_progress(Progress(event["seconds"], self.primal, self.dual, event["nodes"]))
+
+
+def _is_over(process: psutil.Process) -> bool:
+    try:
+        return process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _outcome(watch: _Watch, directory: Path, log: Path) -> WorkerOutcome:
