@@ -13,13 +13,13 @@ from moeopt.heuristics import joint
 from moeopt.joint.cost import cost_of
 from moeopt.joint.lengths import lengths_bound
 from moeopt.joint.memory import memory_of
-from moeopt.joint.minorants_total import total_cuts, total_floor
+from moeopt.joint.minorants_total import total_cuts, total_floor, union_lines
 from moeopt.joint.partition_bound import partition_bounds
 from moeopt.joint.repair import place_requests
 from moeopt.joint.waves_program import WavesProgram
 
 
-@pytest.mark.parametrize("form", ["sum", "max"])
+@pytest.mark.parametrize("form", ["sum", "max", "p2"])
 def test_floors_are_below_every_wave(form):
     """Against the partition bound of random waves, which is exact in tests."""
     tight = 0
@@ -32,11 +32,11 @@ def test_floors_are_below_every_wave(form):
         most = rng.integers(1, 9, classes)
         charges = np.ones(experts, dtype=np.int64)
         high = int(rng.integers(1, most.sum() + 1))
+        points = np.linspace(1.0, high, 5)
+        lines = union_lines(cost, usage, most.astype(float), charges, gpus, points)
         for times in (0.0, 1.0, 1.1, 1.5):
             theta = times * cost[4] * float(usage[0].sum()) / gpus
-            floor = total_floor(
-                cost, usage, most.astype(float), charges, gpus, 1.0, float(high), theta
-            )
+            floor = total_floor(*lines, gpus, 1.0, float(high), theta)
             above = np.inf
             for _ in range(60):
                 n = rng.integers(0, most + 1)
@@ -57,8 +57,8 @@ def test_layers_that_some_class_leaves_idle_have_no_cuts():
     charges = np.array([[1, 1, 1], [1, 0, 1]])
     cuts = total_cuts(cost, usage, np.array([3, 3]), charges, 2, 4)
     assert {layer for layer, _, _ in cuts} == {0}
-    p2 = cost_of(layer_time("p2", np.random.default_rng(0)))
-    assert total_cuts(p2, usage, np.array([3, 3]), charges, 2, 4) == []
+    unit = cost_of(layer_time("unit", np.random.default_rng(0)))
+    assert total_cuts(unit, usage, np.array([3, 3]), charges, 2, 4) == []
 
 
 @pytest.mark.parametrize("form", ["sum", "max", "p2"])
@@ -83,11 +83,12 @@ def test_bound_of_equal_lengths_below_brute_force(form, monkeypatch):
         assert report.objective >= optimum * (1 - 1e-9)
 
 
-def test_totals_make_the_programme_stronger():
+@pytest.mark.parametrize("form", ["sum", "p2"])
+def test_totals_make_the_programme_stronger(form):
     """Hot experts, classes that differ: plain cuts let every group have its fewest tokens."""
     experts, classes = 5, 6
     data = random_data(
-        "joint", np.random.default_rng(1), form="sum", experts=experts, gpus=experts,
+        "joint", np.random.default_rng(1), form=form, experts=experts, gpus=experts,
         classes=classes, waves=3,
     )  # fmt: skip
     rng = np.random.default_rng(0)

@@ -95,12 +95,18 @@ def lengths_bound(
     on_bound : callable
         Called with every better bound.
     """
-    return _Search(data).run(time.monotonic() + time_limit_s, enough, stop, on_bound)
+    deadline = time.monotonic() + time_limit_s
+
+    def ended() -> bool:
+        return time.monotonic() > deadline or stop()
+
+    return _Search(data, ended).run(enough, on_bound)
 
 
 class _Search:
-    def __init__(self, data: ProblemData) -> None:
+    def __init__(self, data: ProblemData, ended: Callable[[], bool]) -> None:
         self.data = data
+        self.ended = ended
         self.memory = memory_of(data)
         self.step = StepFunction(data)
         requests = request_classes(data)
@@ -117,7 +123,7 @@ class _Search:
         else:
             self.candidates = [[0, steps] for steps in data.wave_steps]
         self.nodes = 0
-        self.program = WavesProgram(data, thorough=True)
+        self.program = WavesProgram(data, thorough=True, ended=ended)
         #: Least estimate of a leaf, and its lengths.
         self.estimate = math.inf
         self.promising: tuple[int, ...] | None = None
@@ -235,13 +241,7 @@ class _Search:
 
     # --- search
 
-    def run(
-        self,
-        deadline: float,
-        enough: float,
-        stop: Callable[[], bool],
-        on_bound: Callable[[float], None],
-    ) -> LengthsBound:
+    def run(self, enough: float, on_bound: Callable[[float], None]) -> LengthsBound:
         """Best first; partitions are enumerated only for nodes that are taken."""
         root = self.root()
         if root is None:
@@ -254,7 +254,7 @@ class _Search:
             if bound > best:
                 best = bound
                 on_bound(best)
-            if best >= enough or time.monotonic() > deadline or stop():
+            if best >= enough or self.ended():
                 return LengthsBound(best, self.promising, self.nodes)
             if not sharp:
                 value = max(bound, self.value(node, quick=False)[0])

@@ -1,8 +1,8 @@
 """Bounds of a layer's time in the number of a wave's requests alone: ``T(n) >= θ·Σn + F``.
 
 Of the requests n only their number N is known, between ``low`` and ``high``. In a partition of the
-experts into groups S_j with k_j GPUs (:mod:`moeopt.joint.partition_bound`), for ``sum`` and
-``max``, every one of these is a lower bound of the layer's time, affine in N:
+experts into groups S_j with k_j GPUs (:mod:`moeopt.joint.partition_bound`) every one of these is a
+lower bound of the layer's time, and, with tangents for ``p2``, affine in N:
 
 - of group j: ``shared_time(|S_j| + k_j − 1, k_j, ·)`` of its fewest tokens, N times the least share
   ``min over classes of Σ_{e in S_j} a_ce``;
@@ -17,12 +17,13 @@ end. Summed over waves, θ·Σ_w N_w is known, so one such bound is enough for a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-from moeopt.joint.cost import MAX, Cost
+from moeopt.joint.cost import MAX, P2, Cost, tangent_of
 from moeopt.joint.partition_bound import EXPERTS_LIMIT, next_partition
 from moeopt.problem import FloatArray, IntArray
 
@@ -30,9 +31,12 @@ from moeopt.problem import FloatArray, IntArray
 _ROUNDING = 2.0**-36
 #: Slopes of the cuts, as multiples of what a request costs if all GPUs are equally busy.
 _SLOPES = (1.0, 1.02, 1.04, 1.07, 1.1, 1.15, 1.25)
+_SLOPES_P2 = (0.9, 0.94, 0.955, 0.97, 0.985, 1.0, 1.03)
 
-#: Where tangents of the fewest tokens are taken, between the fewest and the most requests.
+#: Where tangents of the fewest tokens are taken, between the fewest and the most requests; ``p2``
+#: is curved besides.
 _POINTS = (0.1, 0.3, 0.6, 1.0)
+_POINTS_P2 = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)
 #: Crossings of two lines that are looked at.
 _CROSSINGS = 40
 
@@ -94,59 +98,77 @@ def _fewest_tokens(use: Any, most: Any, points: Any, line: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _lines_of(
-    cost: Any, replicas: int, gpus: int, tokens: Any, at: int, constant: Any, slope: Any
-) -> Any:
-    """Write the lines of :func:`moeopt.joint.cost.shared_time` from ``at`` on."""
-    form, a, b, c, beta = cost
-    constant[at], slope[at] = a + b * (-(-replicas // gpus)), 0.0
-    for i in range(len(tokens)):
-        at += 1
-        fixed = c if form == MAX else a + b * replicas / gpus
-        constant[at] = fixed + beta * tokens[i, 0] / gpus
-        slope[at] = beta * tokens[i, 1] / gpus
-    return at + 1
-
-
-@njit(cache=True, nogil=True)
-def total_floor(
-    cost: Any, usage: Any, most: Any, charges: Any, gpus: int, low: float, high: float, theta: float
-) -> Any:
-    """Lower bound of ``T(n) − theta·Σn`` over waves with ``low`` to ``high`` requests.
+def union_lines(
+    cost: Any, usage: Any, most: Any, charges: Any, gpus: int, points: Any
+) -> tuple[Any, Any]:
+    """Bounds of the layer time by every set of experts that is a union of groups.
 
     Parameters
     ----------
-    cost : tuple
-        Of the form ``unit``, ``sum`` or ``max``.
     usage : float array, shape (C, E)
         At most :data:`moeopt.joint.partition_bound.EXPERTS_LIMIT` experts.
     most : float array, shape (C,)
         Most requests of each class in a wave.
     charges : int array, shape (E,)
         1 for each expert of which a replica is charged in every wave that decodes anything.
+    points : float array, shape (P,)
+        Numbers of requests at which there are tangents.
+
+    Returns
+    -------
+    constant, slope : float arrays, shape (2**E, G + 1, E + 1, P + 1)
+        ``[S, k, j]``: lines in the number of requests that bound the time of the experts S, in j
+        groups, on k GPUs: a group of n experts on k of them is charged n + k − 1 replicas, several
+        groups as many together.
     """
-    classes, experts = usage.shape
+    form, a, b, c, beta = cost
+    experts = usage.shape[1]
     sets = 1 << experts
-    charged = np.zeros(sets, dtype=np.int64)
-    tokens = np.zeros((sets, len(_POINTS), 2))
-    points = np.empty(len(_POINTS))
-    for i in range(len(_POINTS)):
-        points[i] = low + _POINTS[i] * (high - low)
-    use = np.zeros(classes)
+    lines = len(points) + 1
+    constant = np.full((sets, gpus + 1, experts + 1, lines), -np.inf)
+    slope = np.zeros((sets, gpus + 1, experts + 1, lines))
+    tokens = np.zeros((len(points), 2))
+    use = np.zeros(len(usage))
     for subset in range(1, sets):
         use[:] = 0.0
+        charged, size = 0, 0
         for e in range(experts):
             if subset >> e & 1:
                 use += usage[:, e]
-                charged[subset] += charges[e]
-        _fewest_tokens(use, most, points, tokens[subset])
+                charged += charges[e]
+                size += 1
+        _fewest_tokens(use, most, points, tokens)
+        for k in range(1, gpus + 1):
+            for j in range(1, min(size, k) + 1):
+                replicas = charged + k - j
+                constant[subset, k, j, 0] = a + b * (-(-replicas // k))
+                for i in range(len(points)):
+                    fixed, rise = (c if form == MAX else a + b * replicas / k), beta / k
+                    if form == P2:
+                        at = tokens[i, 0] + tokens[i, 1] * points[i]
+                        fixed, rise = tangent_of(cost, replicas, k, at)
+                    constant[subset, k, j, i + 1] = fixed + rise * tokens[i, 0]
+                    slope[subset, k, j, i + 1] = rise * tokens[i, 1]
+    return constant, slope
+
+
+@njit(cache=True, nogil=True)
+def total_floor(
+    constant_of: Any, slope_of: Any, gpus: int, low: float, high: float, theta: float
+) -> Any:
+    """Lower bound of ``T(n) − theta·Σn`` over waves with ``low`` to ``high`` requests.
+
+    ``constant_of, slope_of``: of :func:`union_lines`.
+    """
+    sets, each = constant_of.shape[0], constant_of.shape[3]
+    experts = constant_of.shape[2] - 1
     together, spread = np.zeros(sets, dtype=np.int64), np.zeros(sets, dtype=np.int64)
     lowest, count = np.zeros(sets, dtype=np.int64), np.zeros(sets, dtype=np.int64)
     for u in range(1, sets):
         lowest[u] = 0 if u & 1 else lowest[u >> 1] + 1
         count[u] = count[u >> 1] + (u & 1)
     best = np.inf
-    constant = np.empty((1 + len(_POINTS)) * sets)
+    constant = np.empty(each * sets)
     slope = np.empty(len(constant))
     group = np.zeros(experts, dtype=np.int64)  # restricted growth: group[e] <= 1 + those before
     top = np.zeros(experts + 1, dtype=np.int64)  # groups among the experts before e
@@ -174,13 +196,10 @@ def total_floor(
                         single = u & (u - 1) == 0
                         if few and not single and u != unions - 1:
                             continue
-                        # A group of n experts on k GPUs is charged n + k − 1, several as many.
-                        replicas = charged[together[u]] + spread[u] - count[u]
-                        lines = _lines_of(
-                            cost, replicas, spread[u], tokens[together[u]], lines, constant, slope
-                        )
-                    for i in range(lines):
-                        slope[i] -= theta
+                        for i in range(each):
+                            constant[lines] = constant_of[together[u], spread[u], count[u], i]
+                            slope[lines] = slope_of[together[u], spread[u], count[u], i] - theta
+                            lines += 1
                     value = _least_of_lines(constant, slope, lines, low, high, best)
                     if value >= best:
                         break
@@ -201,7 +220,13 @@ def total_floor(
 
 
 def total_cuts(
-    cost: Cost, usage: FloatArray, most: IntArray, charges: IntArray, gpus: int, high: int
+    cost: Cost,
+    usage: FloatArray,
+    most: IntArray,
+    charges: IntArray,
+    gpus: int,
+    high: int,
+    ended: Callable[[], bool] = lambda: False,
 ) -> list[tuple[int, FloatArray, float]]:
     """Cuts ``T[layer] >= slope @ n + floor`` that hold for every wave of 1 to ``high`` requests.
 
@@ -211,22 +236,37 @@ def total_cuts(
     most : int array, shape (C,)
     charges : int array, shape (L, E)
         Layers with an expert that is not surely charged have none.
+    ended : callable
+        Whether to leave out the layers that are left.
 
     Returns
     -------
     list of (layer, slope, floor)
-        Empty for many experts, and for forms without lines.
+        Empty for many experts, and where tokens cost nothing.
     """
-    if usage.shape[2] > EXPERTS_LIMIT or cost[0] > MAX or cost[4] == 0.0 or high < 1:
+    if usage.shape[2] > EXPERTS_LIMIT or cost[4] == 0.0 or high < 1:
         return []
     cuts = []
     limits = most.astype(np.float64)
+    points = 1.0 + np.array(_POINTS_P2 if cost[0] == P2 else _POINTS) * (high - 1.0)
     for l in np.flatnonzero(charges.all(axis=1)).tolist():
+        if ended():
+            break
         use = np.ascontiguousarray(usage[:, l])
-        level = cost[4] * float(use.sum(axis=1).min()) / gpus  # if all GPUs are equally busy
-        for times in _SLOPES:
-            theta = times * level
-            floor = total_floor(cost, use, limits, charges[l], gpus, 1.0, float(high), theta)
+        lines = union_lines(cost, use, limits, charges[l], gpus, points)
+        for theta in _slopes(cost, use, int(most.sum()), gpus, high):
+            floor = total_floor(*lines, gpus, 1.0, float(high), theta)
             floor -= _ROUNDING * (abs(floor) + theta * high)
             cuts.append((l, np.full(len(most), theta), floor))
     return cuts
+
+
+def _slopes(cost: Cost, use: FloatArray, total: int, gpus: int, high: int) -> list[float]:
+    """Slopes to try: about what a request costs if all GPUs are equally busy."""
+    fewest = float(use.sum(axis=1).min())
+    if cost[0] != P2:
+        return [times * cost[4] * fewest / gpus for times in _SLOPES]
+    # It depends on how many there are: as few waves as possible.
+    tokens = fewest * total / -(-total // high)
+    level = tangent_of(cost, use.shape[1], gpus, tokens)[1] * fewest
+    return [times * level for times in _SLOPES_P2]

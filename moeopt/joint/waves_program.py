@@ -18,6 +18,7 @@ multipliers give a bound, which is evaluated here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,9 +68,17 @@ class WavesProgram:
     ----------
     thorough : bool
         Whether to look for cuts in the number of requests, where all waves have the same length.
+    ended : callable
+        Whether the time for that is over.
     """
 
-    def __init__(self, data: ProblemData, *, thorough: bool = False) -> None:
+    def __init__(
+        self,
+        data: ProblemData,
+        *,
+        thorough: bool = False,
+        ended: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.data = data
         requests = request_classes(data)
         self.count = requests.count
@@ -83,7 +92,9 @@ class WavesProgram:
             if not thorough or len(set(requests.output_tokens.tolist())) > 1:
                 return []
             high = self._most_in_a_wave()
-            return total_cuts(self.cost, requests.usage, self.count, charges, data.gpus, high)
+            return total_cuts(
+                self.cost, requests.usage, self.count, charges, data.gpus, high, ended
+            )
 
         self.minorants = Minorants(self.cost, requests.usage, charges, data.gpus, known)
 
