@@ -7,20 +7,10 @@ with any number r of additional replicas, is one of these:
 1. *Some GPU is charged q + 2 replicas.* T >= f(q + 2, 0).
 2. *Every GPU is charged q.* Nobody is split. Of the jG + 1 heaviest some GPU has j + 1, at least
    the lightest of these, and q − j − 1 others, at least the lightest of all.
-3. *h >= 1 GPUs are charged q + 1, the others at most q*, D fewer in all: h = r + D. At most 2r
-   replicas are pieces of split experts, all others are whole; no GPU has two pieces of one expert.
-   If T >= f(q, w* + λ_(q−1)), also T >= f(q + 1, λ_(q−1)), as the h GPUs hold at least
-   (q + 1)h − 2r >= (q − 1)h whole experts. Else the heaviest expert is not whole beside q − 1
-   others, and
-
-   - it is whole on a GPU with fewer (D >= 1), or two of its pieces are elsewhere than on the h
-     GPUs, or one is, on a GPU with fewer: the h GPUs hold (q − 1)h + 2 whole experts;
-   - or one piece is elsewhere, on a GPU with q: the h + 1 GPUs hold all of it, and (q − 1)h + q
-     whole experts;
-   - or no piece is: the h GPUs hold all of it, and (q − 1)h whole experts.
-
-   So T >= min over h of min { v(h(q + 1), h, λ_((q−1)h+2)), v(h(q + 1) + q, h + 1, w* +
-   λ_((q−1)h+q)), v(h(q + 1), h, w* + λ_((q−1)h)) }.
+3. *h >= 1 GPUs are charged q + 1, the others at most q.* Then T >= f(q, w* + λ_(q−1)) and T >=
+   f(q + 1, λ_(q−1)); or, for some h, T is at least one of v(h(q + 1), h, λ_((q−1)h+2)),
+   v(h(q + 1) + q, h + 1, w* + λ_((q−1)h+q)) and v(h(q + 1), h, w* + λ_((q−1)h)). The proof is in
+   docs/front.md: at most 2r replicas are pieces of split experts, all others are whole.
 
 The bound does not decrease in the tokens, and S times it, for tokens / S, not in S.
 """

@@ -31,7 +31,7 @@ from moeopt.problem import FloatArray, IntArray
 _ROUNDING = 2.0**-36
 #: Slopes of the cuts, as multiples of what a request costs if all GPUs are equally busy.
 _SLOPES = (1.0, 1.02, 1.04, 1.07, 1.1, 1.15, 1.25)
-_SLOPES_P2 = (0.9, 0.94, 0.955, 0.97, 0.985, 1.0, 1.03)
+_SLOPES_P2 = (0.92, 0.95, 0.97, 1.0)
 
 #: Where tangents of the fewest tokens are taken, between the fewest and the most requests; ``p2``
 #: is curved besides.
@@ -266,7 +266,8 @@ def _slopes(cost: Cost, use: FloatArray, total: int, gpus: int, high: int) -> li
     fewest = float(use.sum(axis=1).min())
     if cost[0] != P2:
         return [times * cost[4] * fewest / gpus for times in _SLOPES]
-    # It depends on how many there are: as few waves as possible.
-    tokens = fewest * total / -(-total // high)
-    level = tangent_of(cost, use.shape[1], gpus, tokens)[1] * fewest
-    return [times * level for times in _SLOPES_P2]
+    # It depends on how many there are: as few waves as possible, or one more.
+    waves = -(-total // high)
+    tokens = [fewest * total / w for w in (waves, waves + 1)]
+    levels = [tangent_of(cost, use.shape[1], gpus, w)[1] * fewest for w in tokens]
+    return [times * level for level in levels for times in _SLOPES_P2]
