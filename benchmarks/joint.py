@@ -38,6 +38,8 @@ LENGTHS = (
 TASKS = (
     "mixtral-8x7b_4gpu_tasks", "mixtral-8x7b_4gpu_tasks_sum", "mixtral-8x7b_4gpu_tasks_p2",
     "mixtral-8x7b_8gpu_tasks", "mixtral-8x7b_8gpu_tasks_sum", "mixtral-8x7b_8gpu_tasks_p2",
+    "gpt-oss-20b_4gpu_tasks", "gpt-oss-20b_4gpu_tasks_sum", "gpt-oss-20b_4gpu_tasks_p2",
+    "gpt-oss-20b_8gpu_tasks", "gpt-oss-20b_8gpu_tasks_sum", "gpt-oss-20b_8gpu_tasks_p2",
     "deepseek-v2-lite_8gpu_tasks",
 )  # fmt: skip
 VARIANTS = ("steady", "uniform", "waves", "waves resident")

@@ -19,15 +19,19 @@ from moeopt.errors import InputError
 from moeopt.feasibility import explain_infeasible
 from moeopt.heuristics import joint
 from moeopt.instance import Instance, read_instance_file
+from moeopt.joint import prescribed_splits
 from moeopt.joint.cost import cost_of
 from moeopt.joint.layer_bound import layer_bound
-from moeopt.joint.prescribed import PrescribedLayers, solve_prescribed
+from moeopt.joint.prescribed import solve_prescribed
+from moeopt.joint.prescribed_layers import PrescribedLayers
 from moeopt.joint.prescribed_search import search_hosts
+from moeopt.joint.prescribed_splits import hosted_bounds, splits_bounds
 from moeopt.joint.prescribed_time import confined, hosts_time, set_times
 from moeopt.joint.prescribed_tree import hosts_tree
+from moeopt.joint.prescribed_uniform import UniformLayers
 from moeopt.joint.wave_dispatch import dispatch_wave
 from moeopt.prepare import prepare
-from moeopt.problem import ProblemData
+from moeopt.problem import LayerTime, ProblemData
 from moeopt.solution import Solution
 
 SMOKE = "smoke_joint_wave_requests"
@@ -51,8 +55,22 @@ def some_layer(seed: int, form: str, experts: int = 4, waves: int = 3):
     return time, cost_of(time), np.ascontiguousarray(tokens), rng.integers(1, 9, waves) * 1.0
 
 
-def value_of(time, hosts, tokens, steps) -> float:
+def resident_time(time, hosts, tokens, gpus: int) -> float:
+    """Layer time where every host is charged: some set of experts forces it."""
+    hosted = [sum(g in h for h in hosts) for g in range(gpus)]
+    least = max(float(time.of(n, 0)) for n in hosted)
+    for members in brute.subsets(range(len(hosts))):
+        on = sorted({g for e in members for g in hosts[e]})
+        load = float(sum(tokens[e] for e in members))
+        least = brute.least_time(time, [hosted[g] for g in on], load, least)
+    return least
+
+
+def value_of(time, hosts, tokens, steps, resident_gpus: int = 0) -> float:
     """Brute force of a layer's waves: Σ D_w T_w."""
+    if resident_gpus:
+        each = [resident_time(time, hosts, w, resident_gpus) for w in tokens]
+        return float(np.dot(steps, each))
     total = 0.0
     for d, w in zip(steps, tokens, strict=True):
         used = [e for e in range(len(w)) if w[e] > 0]
@@ -74,14 +92,16 @@ def test_times_of_known_hosts_are_exact(form):
         time, cost, tokens, _ = some_layer(seed, form, waves=1)
         rng = np.random.default_rng(seed)
         hosts = [tuple(sorted(rng.permutation(3)[: rng.integers(1, 3)].tolist())) for _ in range(4)]
-        found = hosts_time(cost, tokens[0], masks_of(hosts), 3)
+        found = hosts_time(cost, tokens[0], masks_of(hosts), 3, False)
         assert found == pytest.approx(value_of(time, hosts, tokens, [1.0]), rel=1e-9)
+        found = hosts_time(cost, tokens[0], masks_of(hosts), 3, True)
+        assert found == pytest.approx(resident_time(time, hosts, tokens[0], 3), rel=1e-9)
         # Experts whose hosts are not known yet are left out.
         masks = masks_of(hosts)
         masks[0] = 0
         others = tokens.copy()
         others[0, 0] = 0.0
-        assert hosts_time(cost, tokens[0], masks, 3) == pytest.approx(
+        assert hosts_time(cost, tokens[0], masks, 3, False) == pytest.approx(
             value_of(time, hosts, others, [1.0]), rel=1e-9
         )
 
@@ -100,7 +120,7 @@ def test_times_of_sets_are_below_every_host(form):
 
 def test_too_many_choices_give_no_time():
     _, cost, _, _ = some_layer(0, "sum")
-    assert hosts_time(cost, np.ones(4), np.array([7, 7, 7, 7]), 3) == 0.0
+    assert hosts_time(cost, np.ones(4), np.array([7, 7, 7, 7]), 3, False) == 0.0
 
 
 def test_confined_experts():
@@ -108,24 +128,25 @@ def test_confined_experts():
     assert inside.tolist() == [0, 0b001, 0, 0b011]
 
 
+@pytest.mark.parametrize("resident", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_the_tree_finds_the_best_hosts(form):
+def test_the_tree_finds_the_best_hosts(form, resident):
     for seed in range(1 if form == "p2" else 3):
         time, cost, tokens, steps = some_layer(seed, form)
         least = np.zeros(len(steps))
         for extra, gpus in ((0, 2), (1, 2), (2, 2), (0, 3))[: 3 if form == "p2" else 4]:
-            wanted = min(value_of(time, h, tokens, steps) for h in all_hosts(4, gpus, extra))
-            bound, masks, _ = hosts_tree(
-                cost, tokens, steps, least, gpus, extra, 4, np.inf, 200_000
+            charged = gpus if resident else 0
+            wanted = min(
+                value_of(time, h, tokens, steps, charged) for h in all_hosts(4, gpus, extra)
             )
+            limits = (gpus, extra, 4, resident)
+            bound, masks, _ = hosts_tree(cost, tokens, steps, least, *limits, np.inf, 200_000)
             assert bound == pytest.approx(wanted, rel=1e-9)
             hosts = [tuple(g for g in range(gpus) if m >> g & 1) for m in masks.tolist()]
-            assert value_of(time, hosts, tokens, steps) == pytest.approx(wanted, rel=1e-9)
-            cut = hosts_tree(cost, tokens, steps, least, gpus, extra, 4, np.inf, 5)[0]
+            assert value_of(time, hosts, tokens, steps, charged) == pytest.approx(wanted, rel=1e-9)
+            cut = hosts_tree(cost, tokens, steps, least, *limits, np.inf, 5)[0]
             assert cut <= wanted * (1 + 1e-9)
-            enough = hosts_tree(cost, tokens, steps, least, gpus, extra, 4, 0.9 * wanted, 200_000)[
-                0
-            ]
+            enough = hosts_tree(cost, tokens, steps, least, *limits, 0.9 * wanted, 200_000)[0]
             assert 0.9 * wanted <= enough <= wanted * (1 + 1e-9)
 
 
@@ -136,7 +157,7 @@ def test_the_tree_keeps_the_slots():
         for h in all_hosts(4, 2, 1)
         if max(sum(g in e for e in h) for g in range(2)) <= 3
     )
-    found = hosts_tree(cost, tokens, steps, np.zeros(3), 2, 1, 3, np.inf, 200_000)
+    found = hosts_tree(cost, tokens, steps, np.zeros(3), 2, 1, 3, False, np.inf, 200_000)
     assert found[0] == pytest.approx(wanted, rel=1e-9)
 
 
@@ -172,10 +193,10 @@ def test_annealed_hosts_keep_the_limits(form, resident):
 # --- whole plans ---------------------------------------------------------------------------------
 
 
-def prescribed(seed: int, form: str, **options) -> ProblemData:
+def prescribed(seed: int, form: str, experts: int = 3, **options) -> ProblemData:
     """Random instance whose requests are dealt out to the waves at random."""
     rng = np.random.default_rng(seed)
-    data = random_data("joint", rng, form=form, experts=3, gpus=2, layers=2, **options)
+    data = random_data("joint", rng, form=form, experts=experts, gpus=2, layers=2, **options)
     assert data.requests is not None
     counts = [rng.multinomial(int(m), [0.5, 0.5]) for m in data.requests.count]
     return replace(data, wave_requests=np.array(counts), waves=2)
@@ -203,24 +224,67 @@ def test_bounds_and_plans_enclose_brute_force(form, charged):
     assert closed >= 1 or charged == "resident"
 
 
-def test_both_sides_of_a_layer_hold_for_fewer_replicas():
-    data = prescribed(3, "sum", spare=2)
+@pytest.mark.parametrize("resident", [False, True])
+def test_both_sides_of_a_layer_hold_for_fewer_replicas(resident):
+    charged = "resident" if resident else "activated"
+    data = replace(prescribed(3, "sum", spare=2), charged=charged)
     layers = PrescribedLayers(data)
     layers.anneal(2000, lambda: False)
     while layers.tighten(layers.bound()[1], lambda: False):
         pass
-    assert (np.diff(layers.lower, axis=1) <= 1e-9).all()
+    assert resident or (np.diff(layers.lower, axis=1) <= 1e-9).all()
     assert (np.diff(layers.upper, axis=1) <= 1e-9).all()
     for l in range(data.layers):
         for r in range(layers.most + 1):
-            tokens = [w[layers.tokens[l][i] > 0] for i, w in enumerate(layers.tokens[l])]
-            assert all(len(w) for w in tokens)
-            wanted = min(
-                value_of(data.layer_time, h, layers.tokens[l], layers.steps)
+            values = {
+                h: value_of(
+                    data.layer_time, h, layers.tokens[l], layers.steps, 2 if resident else 0
+                )
                 for h in all_hosts(3, 2, r)
-            )
-            assert layers.lower[l, r] <= wanted * (1 + 1e-9)
-            assert layers.upper[l, r] >= wanted * (1 - 1e-9)
+            }
+            exact = [v for h, v in values.items() if not resident or sum(map(len, h)) == 3 + r]
+            assert layers.lower[l, r] <= min(exact) * (1 + 1e-9)
+            assert layers.upper[l, r] >= min(values.values()) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("charged", ["activated", "resident"])
+@pytest.mark.parametrize("form", ["unit", *FORMS])
+def test_equal_slots_enclose_brute_force(form, charged):
+    several = 0
+    for seed in range(1 if form == "p2" else 3):
+        data = prescribed(seed, form, experts=4, spare=2)
+        data = replace(data, charged=charged, uniform_slots=True)
+        layers = UniformLayers(data)
+        for moves in (0, 2000):
+            layers.anneal(moves, lambda: False)
+        while layers.tighten(layers.bound()[1], lambda: False):
+            pass
+        for l, r in product(range(data.layers), layers.numbers.tolist()):
+            values = [
+                value_of(
+                    data.layer_time, h, layers.tokens[l], layers.steps, 2 * (charged == "resident")
+                )
+                for h in all_hosts(4, 2, r)
+                if all(sum(g in e for e in h) == (4 + r) // 2 for g in range(2))
+            ]
+            assert layers.lower[l, r] <= min(values) * (1 + 1e-9)
+            assert min(values) * (1 - 1e-9) <= layers.upper[l, r] <= min(values) * 1.1
+            assert (layers.hosts[l, r].sum(axis=0) == (4 + r) // 2).all()
+        several += len(layers.numbers) > 1
+        found = solve_prescribed(data, seed=seed)
+        assert found.solution is not None
+        report = check_solution(data, found.solution)
+        assert report.violations == []
+        assert found.value <= report.objective * (1 + 1e-12)
+        assert report.objective <= found.value * 1.2
+    assert several
+
+
+def test_equal_slots_that_do_not_fit():
+    data = replace(prescribed(0, "sum", spare=1), uniform_slots=True)  # 3 experts on 2 GPUs
+    none = replace(data, free_mib=np.full(2, 2 * data.layers * data.expert_mib - 1.0))
+    assert solve_prescribed(none).value == np.inf
+    assert solve_prescribed(none).solution is None
 
 
 def test_layer_bounds_of_waves_alone_are_not_above_the_tree():
@@ -230,8 +294,68 @@ def test_layer_bounds_of_waves_alone_are_not_above_the_tree():
             layer_bound(cost, w, 3, charged=(w > 0).astype(int), tree=True)[0][extra]
             for w in tokens
         ]
-        tree = hosts_tree(cost, tokens, steps, np.array(alone), 3, extra, 5, np.inf, 500_000)[0]
+        tree = hosts_tree(
+            cost, tokens, steps, np.array(alone), 3, extra, 5, False, np.inf, 500_000
+        )[0]
         assert float(steps @ alone) <= tree * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("form", ["unit", *FORMS])
+def test_shared_replicas_bound_every_host(form, resident):
+    """Two waves with heavy experts of their own: one replica cannot serve both."""
+    gained = 0
+    for seed in range(1 if form == "p2" else 3):
+        time, cost, tokens, steps = some_layer(seed, form, experts=3, waves=2)
+        tokens[0, 0], tokens[1, 1] = 40.0, 50.0
+        everybody = np.ones(3, dtype=int)
+        alone = np.array(
+            [
+                layer_bound(
+                    cost, w, 3, charged=everybody if resident else (w > 0).astype(int), tree=True
+                )[0][[0, 1, 2, 2]]
+                for w in tokens
+            ]
+        )
+        apart = alone.copy()
+        if resident:
+            alone = np.maximum(alone, hosted_bounds(cost, tokens, 3, 3))
+        bounds = splits_bounds(cost, tokens, steps, alone)
+        assert (bounds >= steps @ alone - 1e-9).all()
+        gained += (bounds > steps @ apart * (1 + 1e-6)).any()
+        for extra in range(4 if form != "p2" else 2):
+            wanted = min(
+                value_of(time, h, tokens, steps, 3 if resident else 0)
+                for h in all_hosts(3, 3, extra)
+                if not resident or sum(map(len, h)) == 3 + extra
+            )
+            assert bounds[extra] <= wanted * (1 + 1e-9)
+    assert gained or form == "unit"
+
+
+def test_shared_replicas_are_counted():
+    """Three waves, each heavy in an expert of its own: by hand."""
+    cost = cost_of(LayerTime("max", 0.0, 1.0, 0.0, 1.0))
+    tokens = np.full((3, 6), 2.0) + 10.0 * np.eye(3, 6)
+    steps = np.array([3.0, 2.0, 1.0])
+    alone = np.full((3, 5), 8.0)  # each expert of 12 tokens, on two GPUs, takes 6
+    found = splits_bounds(cost, tokens, steps, alone)
+    # The first replica serves wave 0, the next wave 1, then wave 2; the last entry is anybody's.
+    assert found == pytest.approx([72.0, 60.0, 52.0, 48.0, 48.0])
+    few = np.full((3, 3), 8.0)
+    assert splits_bounds(cost, tokens, steps, few) == pytest.approx([72.0, 60.0, 48.0])
+
+
+def test_many_waves_are_bounded_in_part(monkeypatch):
+    _, cost, tokens, steps = some_layer(0, "max", experts=6, waves=5)
+    tokens += 60.0 * np.eye(5, 6)
+    alone = np.full((5, 6), 10.0)
+    whole = splits_bounds(cost, tokens, steps, alone)
+    monkeypatch.setattr(prescribed_splits, "_COMBINATIONS", 30)
+    part = splits_bounds(cost, tokens, steps, alone)
+    assert (part <= whole * (1 + 1e-12)).all()
+    assert (steps @ alone <= part * (1 + 1e-12)).all()
+    assert part[0] < whole[0]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import pytest
 
 from moeopt.errors import InputError
 from moeopt.instance import read_instance_file
-from moeopt.make import RECIPES, azure, deepseek_v2_lite, gpt_oss, make, mixtral
+from moeopt.make import RECIPES, azure, deepseek_v2_lite, gpt_oss, make, mixtral, tasks
 from moeopt.make.files import json_bytes, npz_bytes
 from moeopt.prepare import prepare
 from moeopt.routing import USAGE_STEP, distinct_scenarios, expert_load, usage_profile
@@ -253,7 +253,10 @@ def _write_gpt_oss(folder: Path, condensed: bool) -> None:
     folder.mkdir(parents=True)
     if condensed:
         np.savez(folder / "gptoss20b_ids.npz", ids=ids.astype(np.uint8), offsets=offsets)
-        meta = [{"repetition": flag} for flag in repetition]
+        meta = [
+            {"dataset": "set", "category": f"category {i}", "repetition": flag}
+            for i, flag in enumerate(repetition)
+        ]
         (folder / "gptoss20b_meta.json").write_text(json.dumps(meta))
         return
     for i, flag in enumerate(repetition):
@@ -342,6 +345,17 @@ def test_gpt_oss_drops_repetitive_requests(tmp_path, raw_data):
     assert sum(instance.routing[0].scenarios.weight) == 7  # of 9 tokens, 2 are repetitive
 
 
+def test_gpt_oss_tells_the_subjects(raw_data):
+    for data_dir in raw_data:
+        found = gpt_oss.read_subjects(data_dir)
+        assert [request[:2] for request in found] == [("set", "category 0"), ("set", "category 2")]
+        assert [len(ids) for _, _, ids in found] == [4, 3]
+        again = gpt_oss.read_requests(data_dir)
+        assert all((a[1] == b[2]).all() for a, b in zip(again, found, strict=True))
+    with pytest.raises(InputError, match="no request of science"):
+        tasks.gpt_oss_usage(raw_data[0])
+
+
 def test_damaged_traces_name_their_file(tmp_path):
     folder = tmp_path / gpt_oss.SOURCE.folder / "data" / "set" / "category"
     folder.mkdir(parents=True)
@@ -386,6 +400,18 @@ def test_shipped_joint_instances_can_be_served():
         data = prepare(read_instance_file(path), "joint")
         free_mib = data.free_mib.sum() - data.layers * data.experts * data.expert_mib
         assert (data.requests.count * data.requests.kv_mib).sum() < data.waves * free_mib
+
+
+def test_tasks_fill_the_memory():
+    """The cache of every wave fits, the fullest leaves little room for replicas."""
+    paths = list(REAL.glob("*gpu_tasks.json"))
+    assert len(paths) == 5
+    for path in paths:
+        data = prepare(read_instance_file(path), "joint")
+        caches = data.requests.kv_mib @ data.wave_requests
+        room = data.free_mib.sum() - data.layers * data.experts * data.expert_mib
+        assert 0.5 <= caches.min() / room < caches.max() / room <= 0.995
+        assert caches.max() / room >= 0.96
 
 
 def test_gpt_oss_layer_ten_is_the_known_one():

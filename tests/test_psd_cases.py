@@ -7,9 +7,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 from brute import brute_optimum
+from make_data import scenarios_of
 from psd_layers import SHAPES, expected_time, layer, partitions
 
-from moeopt.proofs import psd_pairs
+from moeopt.proofs import psd_pairs, psd_stars
+from moeopt.proofs.psd import psd_bound
+from moeopt.proofs.psd_master import cheapest_mixture
 from moeopt.proofs.psd_pairs import CasesAscent, CasesCertificate, evaluate
 from moeopt.proofs.psd_stars import Assumption, ExactStars
 
@@ -87,3 +90,31 @@ def test_cases_raise_the_bound(seed, monkeypatch):
     assert seen[-1] > seen[0] + 1e-3 or seen[-1] > optimum - 1e-2
     assert ascent.certificate is not None
     assert evaluate(ascent.certificate, scenarios, 4) == ascent.value
+
+
+def test_large_prices_are_cut(monkeypatch):
+    """Duals of a mixture with few sets may be huge: batches of many tokens had such ones."""
+    rng = np.random.default_rng(5)
+    data = layer(rng, 6, 4, 6, 2, 3)
+    optimum, _ = brute_optimum(data)
+    scenarios = data.scenarios[0]
+    share = rng.random(len(scenarios.expert))
+    exact = ExactStars(scenarios, 2, share, Assumption((), np.zeros((6, 6), dtype=bool)))
+    for price in (np.full(6, 1e4), 1e5 * rng.normal(size=6)):
+        assert exact.bound(price, 5)[0] <= optimum
+
+    def far(sets, costs, experts):
+        found, price = cheapest_mixture(sets, costs, experts)
+        return found, price + 1e5 * rng.normal(size=experts)
+
+    monkeypatch.setattr(psd_stars, "cheapest_mixture", far)
+    ascent = CasesAscent(2, 3, scenarios, lambda: False)
+    assert ascent.value <= optimum
+
+
+def test_batches_of_many_experts_are_counted(monkeypatch):
+    """20 of 24 experts on 3 GPUs: 7 on some GPU, whatever the placement and without a search."""
+    monkeypatch.setattr(psd_stars, "_MOST_NODES", 0)
+    rng = np.random.default_rng(6)
+    scenarios = scenarios_of([rng.permutation(24)[:20].tolist() for _ in range(4)])
+    assert psd_bound(scenarios, 24, 3, 8, steps=0).value == pytest.approx(7.0, rel=1e-6)

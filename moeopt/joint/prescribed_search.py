@@ -18,7 +18,7 @@ from moeopt.joint.layer_search import below
 from moeopt.joint.wave_dispatch import dispatch_wave, relieve
 
 #: Temperatures at the start and at the end, relative to the start's time.
-_HOT, _COLD = 3e-3, 1e-5
+_HOT, _COLD = 3e-3, 1e-4
 
 
 @njit(cache=True, nogil=True)
@@ -27,7 +27,7 @@ def _uniform(random: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _moved(share: Any, hosts: Any, e: int, g: int, h: int) -> None:
+def _moved(share: Any, e: int, g: int, h: int) -> None:
     """Hand the tokens of e on g to h, a host."""
     share[e, h] += share[e, g]
     share[e, g] = 0.0
@@ -135,27 +135,27 @@ def search_hosts(
                 i = below(random, experts)
                 if i == e or not hosts[i, h] or hosts[i, g]:
                     continue
-        for w in range(waves):
-            trial[w] = share[w]
+        to, at = -1, -1  # who takes what e had on g, and what i had on q
         if h >= 0:
             hosts[e, h] = True
         if g >= 0:
             hosts[e, g] = False
             to = h if h >= 0 else _pick(hosts, e, True, random)
-            for w in range(waves):
-                _moved(trial[w], hosts, e, g, to)
         if i >= 0 and q >= 0:
             hosts[i, q] = False
-            to = _pick(hosts, i, True, random)
-            for w in range(waves):
-                _moved(trial[w], hosts, i, q, to)
+            at = _pick(hosts, i, True, random)
         elif i >= 0:
             hosts[i, h], hosts[i, g] = False, True
-            for w in range(waves):
-                _moved(trial[w], hosts, i, h, g)
         limit = total - heat * math.log(_uniform(random))
         changed = 0.0
         for w in range(waves):
+            trial[w] = share[w]
+            if g >= 0:
+                _moved(trial[w], e, g, to)
+            if i >= 0 and q >= 0:
+                _moved(trial[w], i, q, at)
+            elif i >= 0:
+                _moved(trial[w], i, h, g)
             changed += steps[w] * relieve(cost, trial[w], hosts, resident)
             if changed + rest[w + 1] > limit:
                 changed = np.inf

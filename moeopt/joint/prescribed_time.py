@@ -1,13 +1,13 @@
 """Lower bounds of the times of several waves whose layer has the same hosts, all or some known.
 
-Hosts of an expert are a bit mask of GPUs, 0 where they are not known yet. Activated replicas are
-charged. Within T, the GPUs of a set Q with A_g activations each compute at most
-``Σ_{g in Q} cap(T, A_g)`` tokens, and an expert whose hosts all lie in Q is computed there and
-nowhere else.
+Hosts of an expert are a bit mask of GPUs, 0 where they are not known yet. Within T, the GPUs of a
+set Q with A_g activations each compute at most ``Σ_{g in Q} cap(T, A_g)`` tokens, and an expert
+whose hosts all lie in Q is computed there and nowhere else.
 
 *Given activations* the layer time is the least T with ``Σ_{g in Q} cap(T, A_g) >= load(Q)`` for
 every Q (min cut), load(Q) the tokens of the experts confined to Q: exact. :func:`hosts_time` tries
-every choice of activated replicas of the experts that have several.
+every choice of activated replicas of the experts that have several; where resident replicas are
+charged, there is one: all.
 
 *Sets of experts.* However they are activated, the experts S on k GPUs take at least ``h(S, k)``,
 the least over partitions of S into groups with GPUs of their own of the largest
@@ -147,7 +147,7 @@ def _raised(cost: Any, count: Any, q: int, load: Any, time: Any, gpus: int) -> A
 
 
 @njit(cache=True, nogil=True)
-def hosts_time(cost: Any, tokens: Any, masks: Any, gpus: int) -> Any:
+def hosts_time(cost: Any, tokens: Any, masks: Any, gpus: int, resident: bool) -> Any:
     """Layer time of the experts whose hosts are known, the others left out.
 
     Parameters
@@ -155,6 +155,8 @@ def hosts_time(cost: Any, tokens: Any, masks: Any, gpus: int) -> Any:
     tokens : float array, shape (E,)
     masks : int array, shape (E,)
         GPUs that host each expert, a bit each; 0: not known.
+    resident : bool
+        Whether all hosted replicas are charged.
 
     Returns
     -------
@@ -165,6 +167,9 @@ def hosts_time(cost: Any, tokens: Any, masks: Any, gpus: int) -> Any:
     choice = np.zeros(experts, dtype=np.int64)  # the replicas that are activated
     ways = 1
     for e in range(experts):
+        if resident:
+            choice[e] = masks[e]
+            continue
         if masks[e] == 0 or tokens[e] <= 0.0:
             continue
         choice[e] = masks[e]
@@ -191,6 +196,8 @@ def hosts_time(cost: Any, tokens: Any, masks: Any, gpus: int) -> Any:
                 if q >> g & 1:
                     load[q] += load[q ^ (1 << g)]
         best = min(best, _activated_time(cost, count, load, gpus, best))
+        if resident:
+            return best
         e = 0
         while e < experts:  # the next non-empty subset of an expert's hosts, or back to all
             if choice[e]:

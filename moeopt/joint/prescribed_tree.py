@@ -51,6 +51,7 @@ def hosts_tree(
     gpus: int,
     extra: int,
     slots: int,
+    resident: bool,
     target: float,
     nodes_limit: int,
 ) -> Any:
@@ -69,6 +70,8 @@ def hosts_tree(
         Most replicas beyond one of each expert.
     slots : int
         Most experts on a GPU.
+    resident : bool
+        Whether all hosted replicas are charged.
     target : float
         The search ends as soon as the bound reaches this.
     nodes_limit : int
@@ -122,7 +125,7 @@ def hosts_tree(
             _sets_bound(times, confined(masks, gpus), size, steps, floor, waves_us)
             exact = 0.0
             for w in range(waves):
-                time = hosts_time(cost, sorted_tokens[w], masks, gpus)
+                time = hosts_time(cost, sorted_tokens[w], masks, gpus, resident)
                 exact += steps[w] * max(time, waves_us[w])
             heapq.heappush(heap, (max(bound, exact), node))
             continue

@@ -147,12 +147,12 @@ class StepFunction:
             extra = slots * data.gpus - data.experts
             times = table[:, min(extra, data.gpus - 1)].copy()
             if extra == 0 or self.resident:
-                times = np.maximum(times, self._full_gpus(tokens, slots, extra, mean))
+                times = np.maximum(times, self.full_gpus(tokens, slots, extra, mean))
             if times.sum() < best:
                 best, chosen = float(times.sum()), extra
         return best, np.full(data.layers, chosen)
 
-    def _full_gpus(self, tokens: FloatArray, slots: int, extra: int, mean: bool) -> FloatArray:
+    def full_gpus(self, tokens: FloatArray, slots: int, extra: int, mean: bool) -> FloatArray:
         """Time of a GPU whose slots are all charged, and of the one with the heaviest expert."""
         gpus = self.data.gpus
         times = np.zeros(len(tokens))

@@ -36,8 +36,11 @@ def relieve(cost: Any, share: Any, hosts: Any, resident: bool) -> Any:
     count = np.zeros(gpus, dtype=np.int64)
     load = np.zeros(gpus)
     time = np.empty(gpus)
+    for e in range(experts):  # as _of_gpu of every GPU, but row by row
+        for g in range(gpus):
+            count[g] += share[e, g] > 0.0 or (resident and hosts[e, g])
+            load[g] += share[e, g]
     for g in range(gpus):
-        count[g], load[g] = _of_gpu(share[:, g], hosts[:, g], resident)
         time[g] = time_of(cost, count[g], load[g])
     for _ in range(20 * (experts + gpus)):
         g = int(np.argmax(time))

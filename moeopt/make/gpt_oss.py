@@ -76,17 +76,22 @@ def read_requests(data_dir: Path | None) -> list[tuple[str, npt.NDArray[np.uint8
 
     Files as for :func:`read_ids`.
     """
+    return [(dataset, ids) for dataset, _, ids in read_subjects(data_dir)]
+
+
+def read_subjects(data_dir: Path | None) -> list[tuple[str, str, npt.NDArray[np.uint8]]]:
+    """Read what :func:`read_requests` does, and the category (a subject) within the data set."""
     found = SOURCE.find(data_dir, *FILES)
     if found[0].suffix != ".npz":
-        parts = [(path.parents[1].name, _read_example(path)) for path in found]
-        return [(dataset, ids) for dataset, ids in parts if ids is not None]
+        parts = [(path.parts[-3], path.parts[-2], _read_example(path)) for path in found]
+        return [(dataset, subject, ids) for dataset, subject, ids in parts if ids is not None]
     meta = json.loads(SOURCE.find(data_dir, "gptoss20b_meta.json")[0].read_text(encoding="utf-8"))
     with np.load(found[0], allow_pickle=False) as archive:
         ids, offsets = archive["ids"], archive["offsets"]
     if ids.shape[1:] != (LAYERS, TOP_K) or len(offsets) != len(meta) + 1:
         raise InputError(f"{found[0]}: not the choices of {LAYERS} layers of {len(meta)} requests")
     return [
-        (request.get("dataset", ""), ids[first:end])
+        (request.get("dataset", ""), request.get("category", ""), ids[first:end])
         for request, first, end in zip(meta, offsets[:-1], offsets[1:], strict=True)
         if not request["repetition"]
     ]

@@ -34,15 +34,22 @@ EXPERT_US, TOKEN_US = 27.5, 0.8  # assumed, same card
 # The input embedding (201,088 tokens, bf16) is looked up, not streamed.
 STREAMED_BYTES = gpt_oss.DENSE_BYTES - 2 * 201_088 * gpt_oss.HIDDEN
 
-NOTES = (
+TRACE_NOTES = (
     f"{gpt_oss.SOURCE.url} (Apache-2.0), commit {gpt_oss.SOURCE.commit[:12]}: gpt-oss-20b, expert "
     "choices of generated tokens; adapted: repetitive requests dropped, summed to the usage of "
-    f"each data set. {azure.ATTRIBUTION} (3,000 conversation requests), cut into classes by output "
-    "and total length; a class has its longest output and its largest total. No trace has both "
-    "lengths and routing: the pairing of data sets with lengths is ours. GPUs: assumed 24 GiB "
-    "cards (24,564 MiB, 1,024 MiB reserved). Layer time: assumed coefficients of such a card with "
-    "0.48 TB/s achieved; attention_base_us streams the dense weights but for the input embedding, "
-    "attention_us_per_mib reads the KV cache once a step. Load: usage weighted by output tokens."
+    "each "
+)
+CARD_NOTES = (
+    "No trace has both lengths and routing: the pairing of data sets with lengths is ours. GPUs: "
+    "assumed 24 GiB cards (24,564 MiB, 1,024 MiB reserved). Layer time: assumed coefficients of "
+    "such a card with 0.48 TB/s achieved; attention_base_us streams the dense weights but for the "
+    "input embedding, attention_us_per_mib reads the KV cache once a step. Load: usage weighted by "
+    "output tokens."
+)
+NOTES = (
+    f"{TRACE_NOTES}data set. {azure.ATTRIBUTION} (3,000 conversation requests), cut into classes "
+    "by output and total length; a class has its longest output and its largest total. "
+    f"{CARD_NOTES}"
 )
 
 
@@ -91,11 +98,12 @@ def build(data_dir: Path | None) -> list[Bundle]:
     for gpus in (4, 8):
         notes = f"True mean prompt+output of each class, and its data set: {pairs}. "
         name = f"gpt-oss-20b_{gpus}gpu_steady"
-        documents += steady_documents(_base(gpus, classes), name, notes)
+        documents += steady_documents(base_document(gpus, classes), name, notes)
     return [Bundle(documents, "gpt-oss-20b_steady.npz", arrays)]
 
 
-def _base(gpus: int, classes: list[azure.LengthClass]) -> dict[str, Any]:
+def base_document(gpus: int, classes: list[azure.LengthClass]) -> dict[str, Any]:
+    """Make a document of ``joint`` without a name, whose classes are these."""
     node = {
         "gpus": gpus,
         "memory_mib": gpt_oss.MEMORY_MIB,

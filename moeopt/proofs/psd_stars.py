@@ -28,6 +28,8 @@ _ROUNDS, _FIRST_ROUNDS = 4, 20
 _PARTITIONS = 20
 #: Cost of two experts on one GPU that are on different ones, in units of 2**-BITS.
 _FORBIDDEN = 2 ** (BITS + 2)
+#: Prices are cut to this many expert-time units.
+_LARGEST_PRICE = 255.0
 #: Nodes of one pricing search (about 15 million a second); above, that evaluation is given up.
 _MOST_NODES = 100_000_000
 
@@ -97,10 +99,11 @@ class ExactStars:
         sets : int array, shape (found, c)
             Sets that cost less than their prices.
         """
-        exact = whole(price)
         # Costs of a set are at most c² / 2 times (1 + 4) · 2**BITS: 64 bits hold all but prices.
-        if np.abs(exact).max(initial=0) >= 2**52 or len(exact) >= 2**9:
-            raise OverflowError("prices are too large for exact evaluation")
+        # Any prices prove a bound: larger ones, duals of a mixture with few sets, are cut.
+        if len(price) >= 2**9:
+            raise OverflowError("there are too many experts for exact evaluation")
+        exact = whole(np.clip(price, -_LARGEST_PRICE, _LARGEST_PRICE))
         total, both = self.constant + int(exact.sum()), self.given.together
         # The GPU of the two experts and the others are priced apart: each hosts what it may.
         kinds = [((), self.gpus - 1), (both, 1)] if both else [((), self.gpus)]
