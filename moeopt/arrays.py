@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -18,6 +20,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from moeopt.errors import InputError
 from moeopt.files import limited, read_bytes, shown
+from moeopt.instance_limits import MOST_CELLS, product_problem
 
 Array = npt.NDArray[Any]
 
@@ -74,15 +77,18 @@ class ArrayField:
     shape : {"list", "table", "rows"}
         One dimension, two, or ragged rows (:class:`Rows`). In a sidecar ragged rows are a
         rectangle whose short rows are filled with −1.
+    most : float
+        Largest entry; entries below its negative are refused, too.
     columns : int, optional
         Required width of a table.
     single : bool
-        Whether a row of one number may stand without its brackets, all of them so or none;
-        :func:`one_a_row` reads them.
+        Whether a list of one number may stand without its brackets; or a row of one number, all
+        rows so or none: :func:`one_a_row` reads those.
     """
 
     kind: Literal["integers", "numbers"]
     shape: Literal["list", "table", "rows"]
+    most: float
     columns: int | None = None
     single: bool = False
 
@@ -93,6 +99,7 @@ class ArrayField:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         inline: dict[str, Any] = {"type": "integer" if self.kind == "integers" else "number"}
+        inline["maximum"] = self.most
         if self.shape != "list":
             inline = {"type": "array", "items": inline}
             if self.columns is not None:
@@ -105,7 +112,7 @@ class ArrayField:
         }
         lists = [{"type": "array", "items": inline}]
         if self.single:
-            lists.append({"type": "array", "items": inline["items"]})
+            lists.append(inline)
         return {"anyOf": [*lists, reference]}
 
     def _read(self, value: Any, info: ValidationInfo) -> Array | Rows:
@@ -115,8 +122,11 @@ class ArrayField:
             return value
         if isinstance(value, np.ndarray):
             return self._from_array(value)
+        if self.single and self.shape == "list" and type(value) in (int, float):
+            value = [value]
         if not isinstance(value, list | tuple):
-            refuse(f': must be a list or {{"npz": "KEY"}}, not {shown(value)}')
+            what = "a number, a list" if self.single and self.shape == "list" else "a list"
+            refuse(f': must be {what} or {{"npz": "KEY"}}, not {shown(value)}')
         return self._from_lists(value)
 
     def _referenced(self, value: Mapping[str, Any], context: Any) -> Array:
@@ -139,7 +149,7 @@ class ArrayField:
             return self._finished(value)
         present = value != -1
         ptr = np.concatenate(([0], np.cumsum(present.sum(axis=1))))
-        return Rows(_frozen(ptr, np.int64), _frozen(value[present], np.int64))
+        return self._rows(ptr, value[present])
 
     def _from_lists(self, value: list[Any] | tuple[Any, ...]) -> Array | Rows:
         if self.shape == "list":
@@ -152,14 +162,10 @@ class ArrayField:
         sizes = np.fromiter(map(len, value), dtype=np.int64, count=len(value))
         ptr = np.concatenate(([0], np.cumsum(sizes)))
 
-        def place(i: int) -> str:
-            row = int(np.searchsorted(ptr, i, side="right")) - 1
-            return f"[{row}][{i - ptr[row]}]"
-
         flat = list(chain.from_iterable(value))
-        self._check_numbers(flat, place)
+        self._check_numbers(flat, partial(_place_in_rows, ptr))
         if self.shape == "rows":
-            return Rows(_frozen(ptr, np.int64), _frozen(self._flat(flat), np.int64))
+            return self._rows(ptr, self._flat(flat))
         width = self.columns or int(sizes.max(initial=0))
         wrong = np.flatnonzero(sizes != width)
         if len(wrong):
@@ -195,7 +201,31 @@ class ArrayField:
                 for place in where[:20].tolist()
             ]
             refuse(*limited(lines, len(where)))
+        self._check_size(
+            value,
+            lambda i: "".join(f"[{j}]" for j in np.unravel_index(i, value.shape)),
+        )
         return _frozen(value, np.int64 if self.kind == "integers" else np.float64)
+
+    def _rows(self, ptr: Array, values: Array) -> Rows:
+        self._check_size(values, partial(_place_in_rows, ptr))
+        return Rows(_frozen(ptr, np.int64), _frozen(values, np.int64))
+
+    def _check_size(self, values: Array, place: Callable[[int], str]) -> None:
+        wrong = np.flatnonzero((values > self.most) | (values < -self.most))
+        if len(wrong):
+            given = values.ravel()[wrong[:20]].tolist()
+            lines = [
+                f"{place(i)}: must be at {word} {limit:,.15g}, not {v}"
+                for i, v in zip(wrong.tolist(), given, strict=False)
+                for word, limit in [("most", self.most) if v > 0 else ("least", -self.most)]
+            ]
+            refuse(*limited(lines, len(wrong)))
+
+
+def _place_in_rows(ptr: Array, i: int) -> str:
+    row = int(np.searchsorted(ptr, i, side="right")) - 1
+    return f"[{row}][{i - ptr[row]}]"
 
 
 def refuse(*lines: str) -> NoReturn:
@@ -233,12 +263,27 @@ def open_sidecar(path: Path, sha256: str) -> Callable[[str], Array]:
         if key not in keys:
             refuse(f": {path.name} has no array {key!r}")
         try:
-            array: Array = archive[key]
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            numbers = _numbers_claimed(archive, key)
+            lines = list(product_problem("", [(numbers, "numbers")], MOST_CELLS))
+            array: Array = np.zeros(0) if lines else archive[key]
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
             refuse(f": the array {key!r} of {path.name} cannot be read ({error})")
+        if lines:
+            refuse(*lines)
         return array
 
     return lookup
+
+
+def _numbers_claimed(archive: Any, key: str) -> int:
+    """Return how many numbers an array of an archive has, by its header alone."""
+    with archive.zip.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            header = np.lib.format.read_array_header_2_0
+        shape, _, _ = header(file)
+    return math.prod(shape)
 
 
 def sidecar_bytes(arrays: Mapping[str, Array]) -> bytes:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from moeopt.arrays import Rows
 from moeopt.files import LINES_OF_A_KIND, limited
 from moeopt.instance_checks_topology import topology_problems
+from moeopt.instance_limits import size_problems
 
 #: Rows of ``usage`` sum to top_k, and shares to 1, within this.
 SUM_TOLERANCE = 1e-6
@@ -20,13 +21,15 @@ Array = npt.NDArray[Any]
 
 
 def instance_problems(parts: Any) -> list[str]:
-    """List all problems, each line starting with its JSON path.
+    """List all problems, each line starting with its JSON path; where sizes are absurd, these only.
 
     Parameters
     ----------
     parts : Instance
         Or any object with its attributes, where None stands for a part that could not be read.
     """
+    if lines := size_problems(parts):
+        return lines  # the other checks make arrays of the sizes that the file claims
     return [
         *_moe(parts.moe),
         *_cluster(parts.cluster, parts.moe),

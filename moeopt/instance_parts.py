@@ -7,21 +7,38 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 from moeopt.arrays import Array, ArrayField, Rows, one_a_row
+from moeopt.instance_limits import (
+    MOST_COUNT,
+    MOST_INDEX,
+    MOST_LOAD,
+    MOST_MIB,
+    MOST_NUMBER,
+    MOST_REQUESTS,
+    MOST_WAVES,
+)
 
 Integer = Annotated[int, Strict()]
-Count = Annotated[int, Strict(), Field(ge=1)]
+Index = Annotated[int, Strict(), Field(ge=1, le=MOST_INDEX)]
+Count = Annotated[int, Strict(), Field(ge=1, le=MOST_COUNT)]
+CountOrZero = Annotated[int, Strict(), Field(ge=0, le=MOST_COUNT)]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
-Positive = Annotated[Number, Field(gt=0)]
-Size = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Number, Field(gt=0, le=MOST_NUMBER)]
+Size = Annotated[Number, Field(ge=0, le=MOST_NUMBER)]
+PositiveMib = Annotated[Number, Field(gt=0, le=MOST_MIB)]
+SizeMib = Annotated[Number, Field(ge=0, le=MOST_MIB)]
 Text = Annotated[str, Strict()]
 Name = Annotated[Text, Field(min_length=1)]
-List = Annotated[Array, ArrayField("numbers", "list")]
-Table = Annotated[Array, ArrayField("numbers", "table")]
-IntegerRows = Annotated[Rows, ArrayField("integers", "rows")]
+List = Annotated[Array, ArrayField("numbers", "list", most=MOST_NUMBER)]
+#: One number may stand without its brackets.
+ListOrNumber = Annotated[Array, ArrayField("numbers", "list", most=MOST_NUMBER, single=True)]
+Loads = Annotated[Array, ArrayField("numbers", "list", most=MOST_LOAD)]
+Table = Annotated[Array, ArrayField("numbers", "table", most=MOST_NUMBER)]
+LoadTable = Annotated[Array, ArrayField("numbers", "table", most=MOST_LOAD)]
+IntegerRows = Annotated[Rows, ArrayField("integers", "rows", most=MOST_COUNT)]
 #: One number a row may stand without its brackets.
-Streams = Annotated[
+BareRows = Annotated[
     Rows,
-    ArrayField("integers", "rows", single=True),
+    ArrayField("integers", "rows", most=MOST_COUNT, single=True),
     BeforeValidator(one_a_row),
 ]
 
@@ -45,18 +62,18 @@ class Moe(Part):
     """The LLM: ``layers`` MoE layers of ``experts`` experts, ``top_k`` of them for each token."""
 
     name: Name
-    layers: Count
-    experts: Count
-    top_k: Count
-    expert_mib: Positive
+    layers: Index
+    experts: Index
+    top_k: Index
+    expert_mib: PositiveMib
     dense_mib: Annotated[
-        Size | None, Field(description="Non-expert weights on each GPU; needed with memory_mib.")
+        SizeMib | None, Field(description="Non-expert weights on each GPU; needed with memory_mib.")
     ] = None
     kv_kib_per_token: Annotated[
         Size | None, Field(description="KV cache of one token, all layers; needed by joint.")
     ] = None
     hidden_size: Count | None = None
-    expert_groups: Count = 1
+    expert_groups: Index = 1
     layers_total: Annotated[
         Count | None, Field(description="Hidden layers of the whole LLM, dense ones included.")
     ] = None
@@ -65,11 +82,11 @@ class Moe(Part):
 class Node(Part):
     """Equal GPUs of one server; memory is per GPU."""
 
-    gpus: Count
-    memory_mib: Positive | None = None
-    reserved_mib: Size = 0.0
+    gpus: Index
+    memory_mib: PositiveMib | None = None
+    reserved_mib: SizeMib = 0.0
     kv_mib: Annotated[
-        Size | None,
+        SizeMib | None,
         Field(
             description="Of each GPU, kept for the KV cache by problems that do not decide about "
             "it; joint does, and needs none."
@@ -116,26 +133,26 @@ class ScenarioList(Part):
     """
 
     experts: IntegerRows
-    weight: List
+    weight: Loads
     tokens: IntegerRows | None = None
-    covered_weight: Annotated[Positive, Field(le=1)] = 1.0
+    covered_weight: Annotated[Number, Field(gt=0, le=1)] = 1.0
 
 
 class LayerRouting(Part):
     """Routing of one MoE layer. ``next``: rows of expert, expert of the next layer, tokens."""
 
-    layer: Annotated[Integer, Field(ge=0)]
+    layer: CountOrZero
     scenarios: ScenarioList | None = None
-    load: List | None = None
-    next: Annotated[Array, ArrayField("numbers", "table", columns=3)] | None = None
+    load: Loads | None = None
+    next: Annotated[Array, ArrayField("numbers", "table", most=MOST_LOAD, columns=3)] | None = None
 
 
 class RequestClass(Part):
     """``count`` equal requests. ``usage``: expected activations a step, [layers][experts]."""
 
     name: Name
-    count: Count
-    prompt_tokens: Annotated[Integer, Field(ge=0)]
+    count: Annotated[int, Strict(), Field(ge=1, le=MOST_REQUESTS)]
+    prompt_tokens: CountOrZero
     output_tokens: Count
     usage: Table | None = None
 
@@ -148,10 +165,10 @@ class JointOptions(Part):
     ``share`` (by class name) and ``tpot_limit_us`` belong to the steady state objective.
     """
 
-    waves: Count | None = None
+    waves: Annotated[int, Strict(), Field(ge=1, le=MOST_WAVES)] | None = None
     wave_steps: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     wave_requests: Annotated[
-        tuple[dict[Name, Annotated[Integer, Field(ge=0)]], ...] | None,
+        tuple[dict[Name, CountOrZero], ...] | None,
         Field(min_length=1, description="Requests of each class in each wave; absent: none."),
     ] = None
     charged: Literal["activated", "resident"] | None = None
@@ -171,13 +188,13 @@ class TopologyOptions(Part):
     all experts alike. ``replicas``: copies beyond one of each expert, over all layers.
     """
 
-    dispatch_node: Streams
-    collect_node: Streams | None = None
+    dispatch_node: BareRows
+    collect_node: BareRows | None = None
     share: List | None = None
     capacity: Count | None = None
     capacity_per_layer: Count | None = None
     weighted: Annotated[bool, Strict()] = True
-    replicas: Annotated[Integer, Field(ge=0)] | None = None
+    replicas: CountOrZero | None = None
 
 
 class AffinityOptions(Part):
@@ -191,7 +208,7 @@ class AffinityOptions(Part):
     kind: Literal["inter", "intra"]
     near: Size = 1.0
     far: Size = 1.0
-    max_load: Annotated[Number, Field(ge=1)] | None = None
+    max_load: Annotated[Number, Field(ge=1, le=MOST_NUMBER)] | None = None
 
 
 class BalanceOptions(Part):
@@ -204,11 +221,11 @@ class BalanceOptions(Part):
 
     rule: Literal["even", "optimal"] = "even"
     windows: Annotated[
-        tuple[Table, ...] | None,
+        tuple[LoadTable, ...] | None,
         Field(min_length=1, description="Tokens of each expert in each window of time."),
     ] = None
     previous: tuple[IntegerRows, ...] | None = None
-    max_moves: Annotated[Integer, Field(ge=0)] | None = None
+    max_moves: CountOrZero | None = None
     groups_on_nodes: Annotated[bool, Strict()] | None = None
 
 
@@ -226,7 +243,7 @@ class PagingOptions(Part):
     sequences: Count | None = None
     batch: Count | None = None
     cache: Count | None = None
-    load_us: List | None = None
+    load_us: ListOrNumber | None = None
     load_gb_s: Positive | None = None
 
 
@@ -239,8 +256,8 @@ class ActivationOptions(Part):
     throughputs. ``hosts``: the GPU of each expert where the plan is fixed, [layers][experts].
     """
 
-    gate_mass: Table
+    gate_mass: LoadTable
     budget: Size
     scenarios: Annotated[tuple[tuple[ScenarioList, ...], ...], Field(min_length=1)]
     batch: Count | None = None
-    hosts: tuple[IntegerRows, ...] | None = None
+    hosts: tuple[BareRows, ...] | None = None

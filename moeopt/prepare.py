@@ -10,6 +10,7 @@ import numpy as np
 from moeopt.errors import InputError
 from moeopt.feasibility import explain_infeasible
 from moeopt.instance import Instance
+from moeopt.instance_limits import wave_problems
 from moeopt.instance_parts import JointOptions, LayerRouting, RequestClass, ScenarioList
 from moeopt.prepare_activation import missing_activation, with_activation
 from moeopt.prepare_affinity import missing_for_affinity, with_affinity
@@ -78,6 +79,9 @@ def prepare(instance: Instance, problem: str) -> ProblemData:
             or len(wave_steps or options.wave_requests or ())
             or _default_waves(requests, math.fsum(free_mib) - one_copy_mib)
         )
+        sizes = (len(requests.names), moe.experts, instance.cluster.gpus)
+        if lines := list(wave_problems("requests (without joint.waves)", waves, *sizes)):
+            raise InputError(lines)
     data = ProblemData(
         name=instance.name,
         sha256=instance.sha256,

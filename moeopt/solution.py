@@ -20,6 +20,8 @@ from moeopt.files import (
     read_json_object,
     write_bytes_atomic,
 )
+from moeopt.instance_limits import MOST_COUNT, MOST_LOAD
+from moeopt.instance_parts import Number, Text
 from moeopt.problem import PROBLEMS
 
 if TYPE_CHECKING:
@@ -28,12 +30,10 @@ if TYPE_CHECKING:
 
 SCHEMA: Literal["moeopt-solution/1"] = "moeopt-solution/1"
 
-Integer = Annotated[int, Strict()]
-Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
-Text = Annotated[str, Strict()]
+Integer = Annotated[int, Strict(), Field(ge=-MOST_COUNT, le=MOST_COUNT)]
 
 #: Tokens computed by one replica: (expert, gpu, tokens).
-Part = tuple[Integer, Integer, Number]
+Part = tuple[Integer, Integer, Annotated[Number, Field(ge=-MOST_LOAD, le=MOST_LOAD)]]
 #: What leaves a cache: (request, layer, expert).
 Eviction = tuple[Integer, Integer, Integer]
 
@@ -255,8 +255,10 @@ def validate_against(instance: Instance, solution: Solution) -> list[str]:
     list of str
         One line for each problem, starting with its JSON path; empty where the solution fits.
     """
+    if other := _other_instance(instance, solution):
+        return [other]  # that its shapes differ as well is no news
     return [
-        *_identity_misfits(instance, solution),
+        *_problem_misfits(solution),
         *_hosts_misfits(instance, solution),
         *_hosts_outside(solution, instance.cluster.gpus),
         *_waves_misfits(instance, solution),
@@ -266,17 +268,21 @@ def validate_against(instance: Instance, solution: Solution) -> list[str]:
     ]
 
 
-def _identity_misfits(instance: Instance, solution: Solution) -> Iterator[str]:
+def _other_instance(instance: Instance, solution: Solution) -> str | None:
     if solution.instance != instance.name:
-        yield (
+        return (
             f"instance: this solution is for another instance, {solution.instance!r}, "
             f"not {instance.name!r}"
         )
-    elif solution.instance_sha256 not in (None, instance.sha256):
-        yield (
+    if solution.instance_sha256 not in (None, instance.sha256):
+        return (
             "instance_sha256: this solution is for another instance "
             f"of the name {instance.name!r} (its content hash differs)"
         )
+    return None
+
+
+def _problem_misfits(solution: Solution) -> Iterator[str]:
     if solution.problem not in PROBLEMS:
         yield f"problem: {solution.problem!r} is unknown (known: {', '.join(PROBLEMS)})"
 

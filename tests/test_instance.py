@@ -313,7 +313,8 @@ def test_sidecar_that_is_no_npz(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     missing = tmp_path / "no.json"
     assert problems(lambda: read_instance_file(missing)) == [f"{missing}: no such file"]
-    assert problems(lambda: read_instance_file(tmp_path)) == [f"{tmp_path}: Is a directory"]
+    folder = f"{tmp_path}: is a folder, not a file"
+    assert problems(lambda: read_instance_file(tmp_path)) == [folder]
     packed = tmp_path / "x.json.gz"
     whole = gzip.compress(json.dumps(DOCUMENT).encode())
     for raw in (b"{}", whole[: len(whole) // 2]):

@@ -43,7 +43,7 @@ def run_dask(
         import distributed
     except ModuleNotFoundError:
         raise InputError(
-            "--engine dask needs Dask distributed: pip install 'moeopt[dask]'"
+            "--engine dask needs Dask distributed: pip install 'moeopt[cluster]'"
         ) from None
     if scheduler is None:
         cluster = distributed.LocalCluster(
