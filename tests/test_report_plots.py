@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 import random
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib.transforms as mtransforms
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from make_data import random_data
 from make_report_data import make_cell, make_result, make_study, nasty_study, random_study
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from moeopt.errors import InputError
+from moeopt.problem import ProblemData
 from moeopt.report.contests import Arena, arenas
+from moeopt.report.plot_activation import plot_front as plot_activation_front
 from moeopt.report.plot_front import (
     Front,
     FrontPoint,
@@ -27,8 +31,9 @@ from moeopt.report.plot_front import (
 )
 from moeopt.report.plot_gap import LEAST_GAP, MOST_PANELS, gap_steps, plot_gap
 from moeopt.report.plot_heat import load_shares, plot_heat
+from moeopt.report.plot_misses import plot_misses
 from moeopt.report.plot_profile import LEAST_S, plot_profile, steps, time_ratios
-from moeopt.report.plot_style import ENDINGS, ending_of, figure_bytes, spread
+from moeopt.report.plot_style import ENDINGS, ending_of, figure_bytes, line_style
 from moeopt.solution import Solution
 
 STARTS = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG"}
@@ -167,15 +172,24 @@ def test_load_shares() -> None:
     assert np.isnan(shares[:, 1]).all()
 
 
+def dealt_out(experts: int, gpus: int) -> tuple[ProblemData, Solution]:
+    """Expert e on GPU e mod G."""
+    data = random_data("placement", np.random.default_rng(1), experts=experts, gpus=gpus)
+    hosts = np.zeros((data.layers, experts, gpus), dtype=bool)
+    hosts[:, np.arange(experts), np.arange(experts) % gpus] = True
+    return data, Solution.from_arrays(data, hosts)
+
+
 def test_heat_map_of_a_layer() -> None:
-    data = random_data("placement", np.random.default_rng(1), experts=6, gpus=3)
-    hosts = np.zeros((data.layers, 6, 3), dtype=bool)
-    hosts[:, np.arange(6), np.arange(6) % 3] = True
-    solution = Solution.from_arrays(data, hosts)
+    data, solution = dealt_out(6, 3)
     image = plot_heat(data, solution).axes[0].images[0].get_array()
     assert image is not None
     assert image.shape == (3, 6)
     assert int((~np.ma.getmaskarray(np.ma.masked_invalid(image))).sum()) == 6
+    figure = plot_heat(data, solution)
+    figure.draw_without_rendering()
+    (side,) = figure.axes[0].child_axes  # its caption is its own, not under the experts' numbers
+    assert side.xaxis.label.get_window_extent().x0 >= side.get_window_extent().x0 - 0.5
     with pytest.raises(InputError, match="has no layer 99"):
         plot_heat(data, solution, 99)
 
@@ -183,16 +197,81 @@ def test_heat_map_of_a_layer() -> None:
 # --- labels and files -----------------------------------------------------------------------------
 
 
-@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12))
-def test_labels_do_not_overlap(wanted: list[float]) -> None:
-    least = 0.06
-    heights = spread(wanted, least)
-    assert max(heights) <= 1.0
-    ordered = [heights[i] for i in sorted(range(len(wanted)), key=lambda i: wanted[i])]
-    assert all(b - a >= least - 1e-9 for a, b in pairwise(ordered))
-    apart = sorted(wanted)
-    if all(b - a >= least for a, b in pairwise(apart)):
-        assert heights == pytest.approx(wanted)
+def texts_of(figure: Figure) -> list[Text]:
+    """All texts that are drawn; a tick outside of its axis is not."""
+    figure.draw_without_rendering()
+    found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    hidden: set[Text] = set()
+    for axis in figure.findobj(Axis):
+        least, most = sorted(axis.get_view_interval())
+        seen = [t for t in axis.get_major_ticks() if least <= t.get_loc() <= most]
+        drawn = {t.label1 for t in seen} | {t.label2 for t in seen}
+        drawn |= {axis.label, axis.offsetText}
+        hidden |= set(axis.findobj(Text)) - drawn
+    return [text for text in found if text not in hidden]
+
+
+MISSES = {"opt": [13, 11, 9], "lru": [13, 13, 13], "lfu": [13, 13, 13], "lru-shares": [-1, 13, 11]}
+
+
+def misses_figure() -> Figure:
+    misses = {name: np.array(found) for name, found in MISSES.items()}
+    replayed = {name: (np.array([1, 3]), np.array([13, 13])) for name in ("fifo", "random")}
+    return plot_misses(np.array([1, 2, 3]), misses, 13, "opt", "tiny", replayed=replayed)
+
+
+def activation_figure() -> Figure:
+    curve = [(70.0, 5.0), (90.0, 4.0), (100.0, 3.0)]
+    ways = [(name, curve) for name in ("a", "b", "c", "d")]
+    return plot_activation_front("tiny", "tokens a second", ways[:2], ways[2:], curve)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plot_front(front()),
+        lambda: plot_profile(many_panels(3)),
+        misses_figure,
+        activation_figure,
+        lambda: plot_heat(*dealt_out(5, 2)),
+        lambda: plot_heat(*dealt_out(16, 4)),
+    ],
+    ids=["front", "profile", "misses", "activation", "heat-small", "heat"],
+)
+def test_no_text_is_on_another(draw: Callable[[], Figure]) -> None:
+    texts = texts_of(draw())
+    boxes = [text.get_window_extent() for text in texts]
+    for i, box in enumerate(boxes):
+        for j in range(i):
+            both = mtransforms.Bbox.intersection(box, boxes[j])
+            over = both is not None and both.width > 0.5 and both.height > 0.5
+            assert not over, (texts[i].get_text(), texts[j].get_text())
+
+
+def test_misses_show_every_policy_and_ratios_can_be_read() -> None:
+    figure = misses_figure()
+    ratio = figure.axes[1]
+    legend = ratio.get_legend()
+    assert legend is not None
+    names = {text.get_text() for text in legend.get_texts()}
+    assert names == {*MISSES, "fifo", "random"}
+    lines = [line for line in ratio.get_lines() if line.get_label() in names]
+    looks = [
+        (ln.get_color(), ln.get_linestyle(), ln.get_marker(), ln.get_linewidth()) for ln in lines
+    ]
+    assert len(set(looks)) == len(names)
+    for axes in figure.axes:
+        labels = [t for t in texts_of(figure) if t in axes.get_yticklabels()]
+        assert len(labels) >= 4
+    # Lines drawn over each other: no two of the same dashes, or the one above is thinner.
+    lru, lfu = (next(ln for ln in lines if ln.get_label() == name) for name in ("lru", "lfu"))
+    assert np.array_equal(lru.get_ydata(), lfu.get_ydata())
+    assert lru.get_linestyle() != lfu.get_linestyle()
+
+
+def test_styles_of_lines_are_different() -> None:
+    assert len({line_style(i) for i in range(28)}) == 28
+    assert all(line_style(i)[1] != line_style(i + 1)[1] for i in range(27))
 
 
 def front() -> Front:

@@ -8,7 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from moeopt.problem import FloatArray
-from moeopt.report.plot_style import COLOURS, in_style, label_ends, new_axes
+from moeopt.report.plot_style import COLOURS, in_style, legend_beside, new_axes
+
+#: Of ways that are points, not curves: both are seen where they meet.
+_MARKS = (("o", 7.0), ("x", 4.0))
 
 #: A curve: name, then (kept gate mass in percent, value) by rising mass.
 Curve = tuple[str, list[tuple[float, float]]]
@@ -62,19 +65,21 @@ def plot_front(
     colours = [COLOURS[0], *COLOURS[2:]]
     # From what costs nothing on: a plan holds for all that may drop more, a bound for less.
     x, y = zip(*reversed(bound), strict=True)
-    axes.step(x, y, where="pre", color=COLOURS[1], linewidth=1.0)
-    ends = [(bound[0][1], "bound: no plan above", COLOURS[1])]
-    for (name, points), colour in zip((*curves, *marks), colours, strict=False):
+    axes.step(x, y, where="pre", color=COLOURS[1], linewidth=1.0, label="bound: no plan above")
+    # Ways that reach the same are drawn over each other: what is below shows between the dashes
+    # and around the marks.
+    for i, ((name, points), colour) in enumerate(zip((*curves, *marks), colours, strict=False)):
         x, y = zip(*reversed(points), strict=True)
-        if len(ends) > len(curves):
-            axes.plot(x, y, "o", color=colour, markersize=3.5)
+        if i < len(curves):
+            width, dashes = (2.2, "-") if i == 0 else (1.2, (0, (2, 2)))
+            axes.step(x, y, where="post", color=colour, ls=dashes, lw=width, label=name)
         else:
-            axes.step(x, y, where="post", color=colour)
-        ends.append((points[0][1], name, colour))
+            mark, size = _MARKS[(i - len(curves)) % len(_MARKS)]
+            axes.plot(x, y, mark, color=colour, mfc="none", markersize=size, label=name)
     axes.invert_xaxis()
     axes.set_xlabel("kept gate mass (%)")
     axes.set_ylabel(label)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.5g}")
     axes.set_title(title)
-    label_ends(axes, ends)
+    legend_beside(axes)
     return figure

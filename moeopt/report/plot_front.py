@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -81,33 +80,20 @@ def plot_front(front: Front) -> Figure:
         x, y = bound_steps(bounds)
         top = 1.12 * max(y)
         axes.fill_between(x, y, top, color="#e8e8e8", linewidth=0)
-        axes.plot(x, y, color=COLOURS[1], linewidth=1.0)
+        line = "-" if len(bounds) > 1 else "_-"  # a single limit has no edge, only a point of it
+        axes.plot(x, y, line, color=COLOURS[1], linewidth=1.0, label="bound: no plan above")
         axes.set_ylim(0, top)
-        _name(axes, (x[-1], y[-1]), "bound: no plan above", COLOURS[1], above=True)
     if reached:
         x, y = [at for at, _ in reached], [value for _, value in reached]
-        axes.step(x, y, where="post", color=COLOURS[0])
-        axes.plot(x, y, "o", color=COLOURS[0], markersize=3.5)
-        _name(axes, (x[-1], y[-1]), "checked plans", COLOURS[0], above=False)
+        axes.step(x, y, "o-", where="post", color=COLOURS[0], markersize=3.5, label="checked plans")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("limit of the time per output token (ms)")
     axes.set_ylabel("tokens a second")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_title(front.instance)
+    # Below the axes: no place inside is free in every front.
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
     return figure
-
-
-def _name(axes: Axes, at: tuple[float, float], name: str, colour: str, *, above: bool) -> None:
-    axes.annotate(
-        name,
-        at,
-        xytext=(0, 4 if above else -6),
-        textcoords="offset points",
-        ha="right",
-        va="bottom" if above else "top",
-        fontsize=7,
-        color=colour,
-    )
 
 
 def best_so_far(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float]]:

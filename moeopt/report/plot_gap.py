@@ -9,7 +9,15 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from moeopt.record import relative_gap
 from moeopt.report.contests import Arena, Competitor, Contest
-from moeopt.report.plot_style import HEIGHT_IN, WIDTH_IN, in_style, line_style, log_axis, new_axes
+from moeopt.report.plot_style import (
+    HEIGHT_IN,
+    WIDTH_IN,
+    in_style,
+    line_order,
+    line_style,
+    log_axis,
+    new_axes,
+)
 
 #: Panels of one figure; a study with more says so in its title.
 MOST_PANELS = 9
@@ -55,9 +63,12 @@ def plot_gap(arena: Arena, instances: Iterable[str] | None = None) -> Figure:
     used: dict[Competitor, tuple[str, str]] = {}
     for panel, contest in zip(panels, shown, strict=False):
         for competitor, (seconds, gaps) in lines[contest].items():
-            style = line_style(arena.competitors.index(competitor))
+            i = arena.competitors.index(competitor)
+            style, order = line_style(i), line_order(i)
             used[competitor] = style
-            panel.step(seconds, gaps, where="post", color=style[0], linestyle=style[1])
+            panel.step(
+                seconds, gaps, where="post", color=style[0], linestyle=style[1], zorder=order
+            )
             panel.plot(seconds[-1:], gaps[-1:], "o", color=style[0], markersize=2.5)
         panel.set_title(contest[0] if len(seeds) == 1 else f"{contest[0]}, seed {contest[1]}")
         panel.set_yscale("log")

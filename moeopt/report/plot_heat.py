@@ -76,9 +76,14 @@ def plot_heat(data: ProblemData, solution: Solution, layer: int | None = None) -
     side.tick_params(labelleft=False, left=False)
     side.spines[["top", "right", "left"]].set_visible(False)
     side.grid(False)
-    side.set_xlabel("% in all; line: even", fontsize=7)
+    # From the left edge on: centred, it would reach under the numbers of the experts.
+    side.set_xlabel("% in all; line: even", fontsize=7, loc="left")
+    most = totals.max()
     for g, total in enumerate(totals):
-        side.text(0.03 * totals.max(), g, f"{total:.1f}", va="center", fontsize=6, color="white")
-    side.set_xlim(0, totals.max())
+        inside = total > 0.4 * most
+        at, colour = (0.03 * most, "white") if inside else (total + 0.03 * most, "black")
+        paper = None if inside else {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        side.text(at, g, f"{total:.1f}", va="center", fontsize=6, color=colour, bbox=paper)
+    side.set_xlim(0, 1.03 * max(most, 100.0 / gpus))
     side.xaxis.set_ticks([])
     return figure

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from moeopt.paging.requests import IntArray
-from moeopt.report.plot_style import in_style, line_style, log_axis, new_axes
+from moeopt.report.plot_style import (
+    COLOURS,
+    DASHES,
+    in_style,
+    line_order,
+    line_style,
+    log_axis,
+    new_axes,
+)
+
+#: Marks of what is known at some sizes only.
+_MARKS = ("x", "+", "v", "^")
 
 
 @in_style
 def plot_misses(
-    sizes: IntArray, misses: Mapping[str, IntArray], uses: int, optimum: str, title: str
+    sizes: IntArray,
+    misses: Mapping[str, IntArray],
+    uses: int,
+    optimum: str,
+    title: str,
+    *,
+    replayed: Mapping[str, tuple[IntArray, IntArray]] | None = None,
 ) -> Figure:
     """Draw the share of uses that miss, and misses over the offline optimum, by cache size.
 
@@ -26,16 +45,20 @@ def plot_misses(
         Uses of experts in all.
     optimum : str
         The policy that bounds the others.
+    replayed : mapping of str to two int arrays, optional
+        Policies that are known at some of the sizes only: those sizes, and misses, as above.
     """
     figure, (share, ratio) = new_axes(7.4, 3.2, 1, 2)
     bound = misses[optimum]
-    for i, name in enumerate([optimum, *(n for n in misses if n != optimum)]):
-        possible = misses[name] >= 0
-        colour, dashes = ("black", "-") if name == optimum else line_style(i - 1)
-        width = 2.0 if name == optimum else 1.2
-        x, over = sizes[possible], misses[name][possible] / bound[possible]
-        share.plot(x, misses[name][possible] / uses, color=colour, ls=dashes, lw=width)
-        ratio.plot(x, over, color=colour, ls=dashes, lw=width, label=name)
+    others = [n for n in misses if n != optimum]
+    at_some = replayed or {}
+    known = {name: (sizes, found) for name, found in misses.items()} | dict(at_some)
+    for i, name in enumerate([*others, *at_some, optimum]):
+        possible = known[name][1] >= 0
+        x, found = known[name][0][possible], known[name][1][possible]
+        style = _style(i, name in at_some) if name != optimum else {"color": "black", "lw": 2.0}
+        share.plot(x, found / uses, **style)
+        ratio.plot(x, found / bound[np.searchsorted(sizes, x)], label=name, **style)
     share.set(xlabel="experts in the cache", title=title, yscale="log")
     share.set_ylabel("misses / uses")
     log_axis(share.yaxis)
@@ -47,7 +70,7 @@ def plot_misses(
         (n for n in misses if misses[n][at] >= 0), key=lambda n: misses[n][at], reverse=True
     )
     handles = {line.get_label(): line for line in ratio.get_lines()}
-    rest = [n for n in misses if n not in order]
+    rest = [n for n in (*misses, *at_some) if n not in order]
     ratio.legend(
         [handles[n] for n in order + rest],
         order + rest,
@@ -57,3 +80,14 @@ def plot_misses(
         fontsize=7,
     )
     return figure
+
+
+def _style(i: int, marks: bool) -> dict[str, Any]:
+    """Policies often miss the same: what is below shows between dashes, or is the wider line."""
+    if marks:
+        colour = COLOURS[i % (len(COLOURS) - 1)]  # black is the optimum's
+        return {"color": colour, "ls": "", "marker": _MARKS[i % len(_MARKS)], "ms": 4, "zorder": 4}
+    colour, dashes = line_style(i)
+    again = i // len(DASHES)
+    width = max(0.8, 1.8 - 0.7 * again)
+    return {"color": colour, "ls": dashes, "lw": width, "zorder": line_order(i) + 0.05 * again}

@@ -16,7 +16,8 @@ from moeopt.report.contests import Arena, Competitor
 from moeopt.report.plot_style import (
     HEIGHT_IN,
     in_style,
-    label_ends,
+    legend_beside,
+    line_order,
     line_style,
     log_axis,
     new_axes,
@@ -70,12 +71,15 @@ def plot_profile(arena: Arena) -> Figure:
     for i, (competitor, values) in enumerate(ratios.items()):
         colour, dashes = line_style(i)
         x, y = steps(values, last)
-        axes.step(x, y, where="post", color=colour, linestyle=dashes, clip_on=False)
-        ends.append((y[-1], competitor.label, colour))
+        (line,) = axes.step(x, y, where="post", color=colour, linestyle=dashes, clip_on=False)
+        line.set(label=competitor.label, zorder=line_order(i))
+        ends.append(y[-1])
     axes.set_xlabel("time / best time")
     axes.set_ylabel("share of instances solved")
     log_axis(axes.xaxis)
     pairs = "pair" if contests == 1 else "pairs"
     axes.set_title(f"{arena.problem}: {contests} {pairs} of instance and seed")
-    label_ends(axes, ends)
+    handles = axes.get_lines()
+    order = sorted(range(len(ends)), key=lambda i: -ends[i])
+    legend_beside(axes, [handles[i] for i in order])
     return figure

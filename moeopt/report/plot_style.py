@@ -11,11 +11,18 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from moeopt.errors import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
 
@@ -30,7 +37,7 @@ HEIGHT_IN = 2.6
 
 #: M. Okabe, K. Ito, Color Universal Design (2008), without yellow, which vanishes on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-#: Where colours come round again, lines differ by their dashes.
+#: Neighbouring lines differ by their dashes, too: what is below a line shows between them.
 DASHES = ("-", "--", ":", "-.")
 
 #: Sequential, monotone in lightness: V. Nuñez et al., PLoS ONE 13(7), 2018.
@@ -77,73 +84,46 @@ def new_axes(
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
+#: A logarithmic axis whose ends are less than this apart, as a ratio, has evenly spaced labels:
+#: of 1, 2 and 5 times the powers of ten it might show a single one.
+_SHORT_RATIO = 4.0
+
+
 def log_axis(axis: Axis) -> None:
-    """Label a logarithmic axis at 1, 2 and 5 times the powers of ten, in plain numbers."""
-    axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=8))
+    """Label a logarithmic axis, drawn on already, in plain numbers.
+
+    At 1, 2 and 5 times the powers of ten; at even distances where the axis is short.
+    """
+    least, most = axis.get_view_interval()
+    if most < _SHORT_RATIO * least:
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
 def line_style(i: int) -> tuple[str, str]:
-    """Return colour and dashes of the i-th line."""
-    return COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+    """Return colour and dashes of the i-th line: the pairs of the first 28 lines are different."""
+    return COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Write names at the right of the axes, at the height of their lines, none over another.
-
-    Parameters
-    ----------
-    ends : sequence of (float, str, str)
-        Height in data units, name, colour.
-    """
-    if not ends:
-        return
-    to_axes = axes.transData + axes.transAxes.inverted()
-    left, _ = axes.get_xlim()
-    wanted = [float(to_axes.transform((left, height))[1]) for height, _, _ in ends]
-    # Constrained layout has not run yet: the axes are about as high as they will be.
-    leader = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
-    line_height = 9.5 / 72 * axes.figure.dpi / axes.bbox.height
-    for (_, name, colour), at, wish in zip(ends, spread(wanted, line_height), wanted, strict=True):
-        axes.annotate(
-            name,
-            xy=(1.0, wish),
-            xytext=(1.04, at),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            va="center",
-            fontsize=7,
-            color=colour,
-            annotation_clip=False,
-            arrowprops=leader | {"color": colour},
-        )
+def line_order(i: int) -> float:
+    """Return the ``zorder`` of the i-th line: those with dashes above the solid ones."""
+    return 2 + 0.1 * (i % len(DASHES))
 
 
-def spread(wanted: Sequence[float], least: float) -> list[float]:
-    """Return heights in the order of the wanted ones, so far apart, close to them, at most 1.
-
-    Groups of names that would overlap are centred on the mean of what they want (the pool adjacent
-    violators algorithm of isotonic regression).
-    """
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    groups: list[tuple[float, int]] = []  # (sum of wanted − own offset, members)
-    for rank, i in enumerate(order):
-        groups.append((wanted[i] - rank * least, 1))
-        while len(groups) > 1 and _mean(groups[-2]) >= _mean(groups[-1]):
-            total, members = groups.pop()
-            groups[-1] = (groups[-1][0] + total, groups[-1][1] + members)
-    means = [_mean(group) for group in groups for _ in range(group[1])]
-    heights = [0.0] * len(wanted)
-    ceiling = 1.0  # the top of the axes: above it stands the title
-    for rank, i in reversed(list(enumerate(order))):
-        heights[i] = min(means[rank] + rank * least, ceiling)
-        ceiling = heights[i] - least
-    return heights
-
-
-def _mean(group: tuple[float, int]) -> float:
-    return group[0] / group[1]
+def legend_beside(axes: Axes, handles: Sequence[Artist] | None = None) -> None:
+    """Name the lines at the right of the axes, from their top down: no line is below a name."""
+    axes.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1.0),
+        borderaxespad=0.0,
+        frameon=False,
+        fontsize=7,
+    )
 
 
 def figure_bytes(figure: Figure, ending: str) -> bytes:
