@@ -13,6 +13,7 @@ from moeopt.catalog import LP_SOLVERS, formulation_names, is_native, load_formul
 from moeopt.errors import InputError
 from moeopt.heuristics import placement, replication
 from moeopt.instance import Instance
+from moeopt.limits import require_limits
 from moeopt.methods import methods_for
 from moeopt.prepare import explain_infeasible, prepare
 from moeopt.problem import PROBLEMS, ProblemData, objective_unit
@@ -83,6 +84,7 @@ def bounds(
     for method in methods:
         if method not in METHODS:
             raise InputError(f"there is no method {method!r}; methods are {', '.join(METHODS)}")
+    require_limits(time_limit_s, memory_limit_mib)
     if solver is not None and solver not in LP_SOLVERS:
         raise InputError(f"{solver!r} solves no LPs here; {' and '.join(LP_SOLVERS)} do")
     if not isinstance(instance, Instance):

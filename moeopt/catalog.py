@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from moeopt.errors import InputError
+from moeopt.files import IS_A_FOLDER
 
 if TYPE_CHECKING:
     from moeopt.instance import Instance
@@ -135,6 +136,8 @@ def instance_path(name_or_path: str | os.PathLike[str]) -> Path:
     entries = {entry["name"]: entry["file"] for entry in instance_entries()}
     if text in entries:
         return _folder("instances") / entries[text]
+    if path.is_dir():
+        raise InputError(f"{text}: {IS_A_FOLDER}")
     if path.suffix in (".json", ".gz") or os.sep in text:
         raise InputError(f"{text}: no such file")
     raise InputError(

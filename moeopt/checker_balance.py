@@ -12,6 +12,7 @@ from moeopt.checker_dispatch import Violation
 from moeopt.checker_hosts import HostsCheck
 from moeopt.checker_times import BoolArray
 from moeopt.problem import ProblemData
+from moeopt.words import counted
 
 #: How the tokens of an expert were shared by its replicas.
 EVEN, LEVELLED = "exact: even split", "shares by levelling"
@@ -43,7 +44,8 @@ def check_hosts(data: ProblemData, hosts: BoolArray) -> HostsCheck:
     if balance.most_moves is not None and report.moves is not None:
         extra = report.moves - balance.most_moves
         if extra > 0:
-            text = f"{report.moves} copies moved, {balance.most_moves} allowed"
+            moved = counted(report.moves, "copy", "copies")
+            text = f"{moved} moved, {balance.most_moves} allowed"
             violations.append(Violation("moves_exceeded", "all layers", extra, text))
     details: dict[str, Any] = {
         "layers": report.per_layer.tolist(),
@@ -76,5 +78,5 @@ def summary(details: dict[str, Any]) -> list[tuple[str, str]]:
         )
     ]
     if "moves" in details:
-        lines.append(("moves", f"{details['moves']:,} copies"))
+        lines.append(("moves", counted(details["moves"], "copy", "copies")))
     return lines

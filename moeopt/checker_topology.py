@@ -11,6 +11,7 @@ from moeopt.checker_dispatch import Violation
 from moeopt.checker_hosts import HostsCheck
 from moeopt.checker_times import BoolArray
 from moeopt.problem import ProblemData
+from moeopt.words import counted
 
 #: How the hops were computed.
 NEAREST = "exact: nearest copy"
@@ -55,7 +56,8 @@ def _room(data: ProblemData, copies: np.ndarray) -> Iterator[Violation]:
         yield Violation("server_layer_full", where, int(in_layer[l, s]) - most, text)
     extra = int(copies.sum()) - data.layers * data.experts
     if extra > topology.replicas:
-        text = f"{extra} copies beyond one of each expert, {topology.replicas} allowed"
+        more = counted(extra, "copy", "copies")
+        text = f"{more} beyond one of each expert, {topology.replicas} allowed"
         yield Violation("replicas_exceeded", "all layers", extra - topology.replicas, text)
 
 

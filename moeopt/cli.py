@@ -29,7 +29,9 @@ from moeopt.commands import (
     studying,
     tracing,
 )
+from moeopt.commands.arguments import INTERRUPTED
 from moeopt.errors import MoeoptError
+from moeopt.kernel_notice import tells_of_compiling
 
 app = typer.Typer(
     name="moeopt",
@@ -40,9 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-#: Exit status after Ctrl-C where there is nothing to keep.
-INTERRUPTED = 130
-
 #: Commands in the order of the help.
 COMMANDS: dict[str, Callable[..., None]] = {
     "solve": solving.solve,
@@ -87,8 +86,14 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     ),
 }
 
+#: Commands whose loops numba compiles when they are first used.
+COMPILED = (
+    *("solve", "bound", "compare", "front", "sensitivity", "balance", "activation", "advise"),
+    *("dispatch", "paging", "grace", "simulate"),
+)
+
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name)(tells_of_compiling(command) if name in COMPILED else command)
 for name, (text, commands) in GROUPS.items():
     group = typer.Typer(help=text, no_args_is_help=True)
     for child, command in commands.items():

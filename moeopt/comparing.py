@@ -11,6 +11,7 @@ from typing import Any
 from moeopt.bounding import MANY_NONZEROS
 from moeopt.catalog import is_native, load_formulation, read_instance, solver_names
 from moeopt.errors import InputError
+from moeopt.limits import require_limits
 from moeopt.prepare import prepare
 from moeopt.problem import ProblemData
 from moeopt.record import relative_gap
@@ -86,6 +87,7 @@ def compare(
     InputError
         A name that does not exist.
     """
+    require_limits(time_limit_s)
     for name in formulations:
         module = load_formulation(name)
         if problem != module.PROBLEM:

@@ -8,6 +8,7 @@ import numpy as np
 
 from moeopt.problem import IntArray, ProblemData, RequestClasses
 from moeopt.units import BYTES_PER_MIB
+from moeopt.words import counted
 
 
 def explain_infeasible(data: ProblemData) -> list[str]:
@@ -136,9 +137,10 @@ def _moves(data: ProblemData) -> Iterator[str]:
         held = row[row >= 0]
         needed += max(len(row) - len(held), balance.experts - len(np.unique(held)))
     if needed > balance.most_moves:
+        copies = counted(needed, "copy", "copies")
         yield (
-            f"the plan in use has empty slots or lacks experts: at least {needed:,} copies must "
-            f"move, {balance.most_moves:,} may"
+            f"the plan in use has empty slots or lacks experts: at least {copies} must move, "
+            f"{balance.most_moves:,} may"
         )
 
 

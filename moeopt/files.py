@@ -20,6 +20,9 @@ from moeopt.errors import InputError
 #: Lines printed for one kind of problem before "... and n more of this kind".
 LINES_OF_A_KIND = 20
 
+#: What is said of a folder where a file is expected.
+IS_A_FOLDER = "is a folder, not a file"
+
 
 def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read one JSON object from a ``.json`` or ``.json.gz`` file.
@@ -78,8 +81,54 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: {IS_A_FOLDER}") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def read_text(path: Path) -> str:
+    """Read a whole text file; InputError with one line where that is impossible."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def require_writable(path: str | os.PathLike[str], force: bool = False) -> None:
+    """Refuse before the work what would keep its result from being written after it.
+
+    Raises
+    ------
+    InputError
+        The file exists and ``force`` is false, is no regular file, or cannot be made.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: {IS_A_FOLDER}")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is a device or pipe, not a file")
+        if path.exists() and not force:
+            raise InputError(f"{path}: exists; --force overwrites it")
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}")
+        _try_to_make(_temporary(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def require_folder(path: str | os.PathLike[str]) -> None:
+    """Refuse before the work a folder that cannot be made, or in which no file can."""
+    path = nearest = Path(path)
+    try:
+        while not nearest.exists():
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            raise InputError(f"{nearest}: is a file, not a folder")
+        _try_to_make(_temporary(nearest / "moeopt"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def write_bytes_atomic(path: str | os.PathLike[str], raw: bytes, *, force: bool = False) -> None:
@@ -91,7 +140,7 @@ def write_bytes_atomic(path: str | os.PathLike[str], raw: bytes, *, force: bool 
         The file exists and ``force`` is false, or the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
             file.write(raw)
@@ -176,6 +225,8 @@ def _words(found: Mapping[str, Any], model: type[BaseModel]) -> str:
         "model_type": f"must be an object, not {given}",
         "model_attributes_type": f"must be an object, not {given}",
     }
+    if kind == "float_type" and type(value) is int:
+        return "is a number that is too large"
     if kind in fixed:
         return fixed[kind]
     if kind == "extra_forbidden":
@@ -185,9 +236,9 @@ def _words(found: Mapping[str, Any], model: type[BaseModel]) -> str:
     if kind == "greater_than":
         return f"must be greater than {ctx['gt']:g}, not {given}"
     if kind == "greater_than_equal":
-        return f"must be at least {ctx['ge']:g}, not {given}"
+        return f"must be at least {ctx['ge']:,.15g}, not {given}"
     if kind == "less_than_equal":
-        return f"must be at most {ctx['le']:g}, not {given}"
+        return f"must be at most {ctx['le']:,.15g}, not {given}"
     if kind == "too_short":
         return "must not be empty"
     if kind == "string_pattern_mismatch":
@@ -239,6 +290,16 @@ def shown(value: Any) -> str:
 def _kind(value: object) -> str:
     words = {list: "a list", str: "a text", bool: "true or false", int: "a number"}
     return words.get(type(value), "a number" if isinstance(value, float) else "null")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def _try_to_make(path: Path) -> None:
+    # Rights, read-only file systems and names that are too long show in no other way.
+    path.touch(exist_ok=False)
+    path.unlink()
 
 
 def _rename_new(temporary: Path, path: Path) -> None:

@@ -18,6 +18,7 @@ from moeopt.errors import InputError
 from moeopt.instance import Instance
 from moeopt.interrupt import interruptible
 from moeopt.joint.prescribed import is_prescribed
+from moeopt.limits import require_limits
 from moeopt.methods import methods_for
 from moeopt.prepare import explain_infeasible, prepare
 from moeopt.problem import PROBLEMS, ProblemData
@@ -105,8 +106,7 @@ def solve(
     """
     if problem not in PROBLEMS:
         raise InputError(f"there is no problem {problem!r}; problems are {', '.join(PROBLEMS)}")
-    if not time_limit_s > 0:
-        raise InputError(f"the time limit must be positive, not {time_limit_s:g} s")
+    require_limits(time_limit_s, memory_limit_mib)
     if not 0 <= gap < 1:
         raise InputError(f"the gap must be at least 0 and below 1, not {gap:g}")
     begin = time.monotonic()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
 from moeopt.bounding import BoundReport
@@ -15,6 +13,7 @@ from moeopt.comparing import Comparison
 from moeopt.progress import percent
 from moeopt.rounding_text import lower_text, upper_text
 from moeopt.running import Outcome
+from moeopt.terminal import print_table, print_text
 
 _STATUS = {
     "optimal": "proved optimal (within the gap asked for)",
@@ -24,17 +23,6 @@ _STATUS = {
     "unbounded": "unbounded",
     "error": "error",
 }
-
-
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
-
-
-def _print_table(table: Table) -> None:
-    """Print a table in full: a narrow terminal wraps its lines, nothing is cut out."""
-    console = _console()
-    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    Console(highlight=False, width=max(console.width, needed)).print(table)
 
 
 def _grid() -> Table:
@@ -77,108 +65,105 @@ def print_outcome(outcome: Outcome, written: Path | None) -> None:
             grid.add_row(label, text)
     if written is not None and outcome.solution is not None:
         grid.add_row("written to", str(written))
-    console = _console()
-    console.print(grid)
+    print_text(grid)
     for line in record.reasons:
-        console.print(f"infeasible: {line}")
+        print_text(f"infeasible: {line}")
     for violation in record.violations:
-        console.print(f"violation: {violation['message']}")
+        print_text(f"violation: {violation['message']}")
     for note in record.notes:
-        console.print(f"note: {note}", style="dim")
+        print_text(f"note: {note}", style="dim")
 
 
 def print_check(report: CheckReport) -> None:
     """Print a check: every violation, or that there is none, and the objective."""
-    console = _console()
     grid = _grid()
     grid.add_row("violations", str(len(report.violations)))
     if report.objective is not None:
         grid.add_row("objective", f"{report.objective!r}  ({report.evaluated_by})")
     for label, text in report.summary():
         grid.add_row(label, text)
-    console.print(grid)
+    print_text(grid)
     for violation in report.violations:
-        console.print(f"violation: {violation.kind}: {violation.message}")
+        print_text(f"violation: {violation.kind}: {violation.message}")
 
 
 def print_bounds(report: BoundReport) -> None:
     """Print lower bounds, strongest first."""
-    console = _console()
     for line in report.infeasible:
-        console.print(f"infeasible: {line}")
+        print_text(f"infeasible: {line}")
     if report.bounds:
         unit = "µs" if report.unit == "us" else report.unit
-        table = Table(title=f"{report.instance}: lower bounds of {report.problem}, {unit}")
-        table.add_column("method")
-        table.add_column("bound", justify="right")
-        table.add_column("seconds", justify="right")
-        table.add_column("proof")
-        for bound in report.bounds:
-            table.add_row(
-                bound.method, lower_text(bound.value), f"{bound.seconds:.2f}", bound.proof
-            )
-        _print_table(table)
+        print_table(
+            ("method", "bound", "seconds", "proof"),
+            [
+                (bound.method, lower_text(bound.value), f"{bound.seconds:.2f}", bound.proof)
+                for bound in report.bounds
+            ],
+            right=(1, 2),
+            title=f"{report.instance}: lower bounds of {report.problem}, {unit}",
+            boxed=True,
+        )
     for line in report.missing:
-        console.print(f"no bound: {line}")
+        print_text(f"no bound: {line}")
+
+
+_COMPARED = (
+    *("formulation", "solver", "rows", "columns", "nonzeros"),
+    *("LP", "root", "bound", "incumbent", "gap", "nodes", "s"),
+)
 
 
 def print_comparison(cells: list[Comparison]) -> None:
     """Print formulations side by side, a table for each instance; skipped cells with the reason."""
-    console = _console()
     for instance in dict.fromkeys(cell.instance for cell in cells):
-        table = Table(title=instance)
-        table.add_column("formulation")
-        table.add_column("solver")
-        for heading in ("rows", "columns", "nonzeros", "LP", "root", "bound", "incumbent", "gap"):
-            table.add_column(heading, justify="right")
-        for heading in ("nodes", "s"):
-            table.add_column(heading, justify="right")
-        for cell in cells:
-            if cell.instance != instance:
-                continue
-            if cell.skipped is not None:
-                table.add_row(cell.formulation, cell.solver, *["–"] * 10)
-                continue
-            sizes = [_count(n) for n in (cell.rows, cell.columns, cell.nonzeros)]
-            bounds = (cell.lp_bound, cell.root_bound, cell.lower_bound)
-            table.add_row(
-                cell.formulation,
-                cell.solver,
-                *sizes,
-                *("–" if bound is None else lower_text(bound, 6) for bound in bounds),
-                "–" if cell.upper_bound is None else upper_text(cell.upper_bound, 6),
-                percent(cell.gap),
-                _count(cell.nodes),
-                f"{cell.seconds:.1f}",
-            )
-        _print_table(table)
+        print_table(
+            _COMPARED,
+            [_comparison_row(cell) for cell in cells if cell.instance == instance],
+            keys=2,
+            right=range(2, len(_COMPARED)),
+            title=instance,
+            boxed=True,
+        )
     for cell in cells:
         if cell.skipped is not None:
-            console.print(f"skipped: {cell.formulation} with {cell.solver}: {cell.skipped}")
+            print_text(f"skipped: {cell.formulation} with {cell.solver}: {cell.skipped}")
+
+
+def _comparison_row(cell: Comparison) -> list[str]:
+    if cell.skipped is not None:
+        return [cell.formulation, cell.solver, *["–"] * (len(_COMPARED) - 2)]
+    bounds = (cell.lp_bound, cell.root_bound, cell.lower_bound)
+    return [
+        cell.formulation,
+        cell.solver,
+        *(_count(n) for n in (cell.rows, cell.columns, cell.nonzeros)),
+        *("–" if bound is None else lower_text(bound, 6) for bound in bounds),
+        "–" if cell.upper_bound is None else upper_text(cell.upper_bound, 6),
+        percent(cell.gap),
+        _count(cell.nodes),
+        f"{cell.seconds:.1f}",
+    ]
 
 
 def _count(number: int | None) -> str:
     return "–" if number is None else f"{number:,}"
 
 
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    """Print a list as a table."""
-    if not rows:
-        return
-    table = Table(box=None, pad_edge=False)
-    for key in rows[0]:
-        table.add_column(key.replace("_", " "))
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    _print_table(table)
+def print_rows(rows: list[dict[str, Any]], *, keys: int = 1) -> None:
+    """Print a list as a table, whose first ``keys`` columns name the rows."""
+    if rows:
+        print_table(
+            [key.replace("_", " ") for key in rows[0]],
+            [[str(value) for value in row.values()] for row in rows],
+            keys=keys,
+        )
 
 
 def print_description(description: dict[str, dict[str, Any]]) -> None:
     """Print the sections of an instance."""
-    console = _console()
     for title, section in description.items():
-        console.print(title, style="bold underline")
+        print_text(title, style="bold underline")
         grid = Table.grid(padding=(0, 2))
         for label, value in section.items():
             grid.add_row(f"  {label}", str(value))
-        console.print(grid)
+        print_text(grid)

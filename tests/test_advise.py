@@ -60,6 +60,9 @@ def test_a_skew_that_stays_is_worth_it() -> None:
     text = sentence(advice)
     assert text.startswith("worth it, because in windows 4 to 7 the fullest GPU has ")
     assert f"{advice.moeopt.moves:,} copies move and there are 16 redundant experts" in text
+    memory = replace(advice.memory, redundant_experts=1)
+    one = replace(advice, moeopt=replace(advice.moeopt, moves=1), memory=memory)
+    assert sentence(one).endswith("; 1 copy moves and there is 1 redundant expert")
 
 
 def test_even_loads_are_not_and_that_is_proved() -> None:
@@ -163,8 +166,8 @@ def test_an_instance_says_it_all() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fit": (3, 3)}, "fit: windows are 0 to 8, not 3 to 3"),
-        ({"score": (7, 9)}, "score: windows are 0 to 8, not 7 to 9"),
+        ({"fit": (3, 3)}, "fit: 3:3 has no window: FIRST must be below END"),
+        ({"score": (7, 9)}, "score: 7:9 ends after the last window: 0:8 is all there is"),
     ],
 )
 def test_windows_that_are_not_there(changes: dict[str, tuple[int, int]], words: str) -> None:
@@ -273,13 +276,20 @@ def test_the_command_answers(tmp_path: Path) -> None:
         (("smoke_balance_best",), "advice is for the even split"),
         (("smoke_balance_infeasible",), "2 slots too few"),
         (("smoke_balance_moves", "--fit", "0-1"), "write FIRST:END"),
+        (("smoke_balance_moves", "--fit", "3:1"), "fit: 3:1 has no window"),
+        (
+            ("smoke_balance_moves", "--fit", "0:2"),
+            "ends after the last window: 0:1 is all there is",
+        ),
         (("smoke_balance_moves", "--least-gain", "2"), "between 0 and 1"),
+        (("zero.npy", "--gpus", "8", "--slots", "40"), r"zero\.npy: every load is zero"),
         (("missing.npz", "--gpus", "8", "--slots", "40"), "missing.npz"),
         (("loads.npy", "--gpus", "8", "--slots", "40", "--from", "sglang"), "--current"),
     ],
 )
 def test_the_command_refuses(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     np.save(tmp_path / "loads.npy", drifted())
+    np.save(tmp_path / "zero.npy", np.zeros((2, 4)))
     first = arguments[0]
     source = str(tmp_path / first) if "." in first else first
     with pytest.raises(InputError, match=words):
@@ -293,7 +303,7 @@ def test_maps_that_cannot_be_read(tmp_path: Path) -> None:
         read_map(path, (0, 1))
     with pytest.raises(InputError, match="different numbers of slots"):
         read_map(path, (0, 1), "sglang")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no such file"):
         read_map(tmp_path / "none.npy", (0, 1))
     with pytest.raises(InputError, match="there is no format"):
         read_map(path, (0, 1), "none")

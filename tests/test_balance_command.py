@@ -54,7 +54,8 @@ def test_plan_is_written(tmp_path: Path, suffix: str) -> None:
     ("name", "content", "words"),
     [
         ("loads.txt", "1,2", "read from .npy or .csv"),
-        ("loads.csv", "1,two", "two"),
+        ("loads.csv", "# loads\n1,2\n1,two", "loads.csv: line 3, column 2: 'two' is not a number"),
+        ("loads.csv", "1,2\n3", "line 2: 1 value, the lines before have 2"),
         ("loads.csv", "", "there are no loads in it"),
         ("missing.csv", None, "missing.csv"),
         ("broken.npy", "no array", "broken.npy"),

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from moeopt.cli import run
+from moeopt.cli import COMMANDS, COMPILED, run
+from moeopt.kernel_notice import COMPILING, tells_of_compiling
 
 HERE = Path(__file__).parent
 SMOKE = HERE.parent / "instances" / "smoke"
@@ -210,7 +211,8 @@ def test_bad_input_a_plan_for_another_instance(tmp_path):
     plan = tmp_path / "plan.json"
     moeopt("solve", PAIRS, "-p", "replication", "-o", plan)
     lines = error_lines(moeopt("check", "smoke_replication_sum", plan))
-    assert any("another instance" in line for line in lines)
+    assert len(lines) == 1  # not that its shapes differ as well
+    assert "another instance" in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -247,6 +249,26 @@ def test_instance_make_rebuilds_the_shipped_files(tmp_path):
         assert path.read_bytes() == (HERE.parent / "instances" / "real" / path.name).read_bytes()
     again = moeopt("instance", "make", "dbrx", "-o", tmp_path)
     assert again.returncode == 0  # the same content: nothing is lost
+
+
+def test_compiling_is_told_once_and_only_where_it_happens(capsys):
+    import numba
+
+    @tells_of_compiling
+    def command(add):
+        print(add(1, 2), add(1.0, 2.0))
+
+    @numba.njit
+    def add(a, b):
+        return a + b
+
+    command(add)
+    assert capsys.readouterr().err == f"{COMPILING}\n"
+    command(add)  # compiled by now
+    assert capsys.readouterr().err == ""
+    add(1j, 2j)  # outside of the command
+    assert capsys.readouterr().err == ""
+    assert set(COMPILED) <= set(COMMANDS)
 
 
 def test_an_interrupted_kernel_is_one_line(capsys):

@@ -13,6 +13,7 @@ from moeopt.catalog import read_instance
 from moeopt.checker import check_solution
 from moeopt.cli import run
 from moeopt.commands import fronting
+from moeopt.front.envelope import Envelope
 from moeopt.front.steady import changed
 from moeopt.instance import JointOptions, write_instance_file
 from moeopt.prepare import prepare
@@ -107,6 +108,22 @@ def test_sensitivity_table_and_json(capsys, tmp_path):
     table = capsys.readouterr().out
     assert "+0.003 GiB, all to KV cache" in table
     assert "eplica" in table
+
+
+@pytest.mark.parametrize("command", ["front", "sensitivity"])
+def test_an_interrupt_before_the_first_plan_exits_with_130(command, capsys, monkeypatch):
+    made = Envelope.__init__
+    planned = []
+
+    def interrupted(envelope, steady):
+        made(envelope, steady)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Envelope, "__init__", interrupted)
+    monkeypatch.setattr("moeopt.joint.assemble.plan_layer", lambda *a, **b: planned.append(a))
+    assert moeopt(command, NAME) == 130
+    assert planned == []
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(

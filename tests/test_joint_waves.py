@@ -13,6 +13,7 @@ from make_data import FORMS, layer_time, random_data
 
 from moeopt.checker import check_solution
 from moeopt.heuristics import joint
+from moeopt.joint import assemble
 from moeopt.joint.assemble import Assembler
 from moeopt.joint.cost import cost_of, shared_time, tangent_of
 from moeopt.joint.layer_plan import plan_layer
@@ -271,3 +272,19 @@ def test_plans_use_memory_for_single_waves():
     caches = found[1].requests_array(requests.names, data.gpus).sum(axis=0).max(axis=1)
     attention = np.array([50, 40]) @ (data.attention_base_us + data.attention_us_per_mib * caches)
     assert report.objective == pytest.approx(best + attention, rel=1e-6)
+
+
+def test_a_plan_can_be_stopped_at_every_layer(monkeypatch):
+    data = random_data("joint", np.random.default_rng(6), form="sum", classes=2, waves=1, layers=3)
+    data = replace(data, free_mib=np.full(data.gpus, 1e4), slots=None)
+    counts = data.requests.count[:, None]
+    planned = []
+
+    def counting(*arguments, **more):
+        planned.append(arguments)
+        return plan_layer(*arguments, **more)
+
+    monkeypatch.setattr(assemble, "plan_layer", counting)
+    assert Assembler(data).plan(counts, stop=lambda: len(planned) == 2) is None
+    assert len(planned) == 2
+    assert Assembler(data).plan(counts) is not None

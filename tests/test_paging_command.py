@@ -69,7 +69,7 @@ def test_an_instance() -> None:
         (("smoke_paging_costs",), "loads of unequal cost"),
         (("smoke_paging_top1", "--batch", "2"), "are for traces"),
         (("smoke_paging_top1", "--cache", "few"), "numbers with commas, or all"),
-        (("smoke_paging_sets", "--cache", "1"), "2 experts are asked for at once"),
+        (("smoke_paging_sets", "--cache", "1"), "must be at least 2"),
         (("smoke_paging_top1", "--policy", "clock"), "no policy 'clock'"),
         (("smoke_paging_top1", "--load-us", "0"), "must be positive"),
         (("smoke_placement_unit",), "problem paging needs `paging`"),

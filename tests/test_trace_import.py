@@ -313,7 +313,7 @@ def test_matrices(tmp_path):
     np.save(tmp_path / "m.npy", np.ones((2, 3, 4)))
     assert systems.read_matrix(tmp_path / "m.npy").load.shape == (2, 3, 4)
     (tmp_path / "m.csv").write_text("1,x\n")
-    with pytest.raises(InputError, match="not a matrix"):
+    with pytest.raises(InputError, match="line 1, column 2: 'x' is not a number"):
         systems.read_matrix(tmp_path / "m.csv")
 
 

@@ -200,8 +200,11 @@ def advise(
 def _merged(loads: FloatArray, windows: Windows, most: int, name: str) -> FloatArray:
     """Sum consecutive windows into at most ``most`` of about equal length."""
     first, end = windows
-    if not 0 <= first < end <= len(loads):
-        raise InputError(f"{name}: windows are 0 to {len(loads)}, not {first} to {end}")
+    if not 0 <= first < end:
+        raise InputError(f"{name}: {first}:{end} has no window: FIRST must be below END")
+    if end > len(loads):
+        everything = f"0:{len(loads)} is all there is"
+        raise InputError(f"{name}: {first}:{end} ends after the last window: {everything}")
     chosen = loads[first:end]
     parts = np.array_split(chosen, min(most, len(chosen)))
     merged = np.stack([part.sum(axis=0) for part in parts])

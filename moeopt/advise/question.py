@@ -10,8 +10,10 @@ import numpy as np
 
 from moeopt.balance.data import BalanceData, FloatArray, IntArray, balance_data
 from moeopt.errors import InputError
+from moeopt.files import read_text
 from moeopt.instance import Instance
 from moeopt.instance_parts import BalanceOptions
+from moeopt.matrix_file import read_npy
 from moeopt.prepare import explain_infeasible, prepare
 from moeopt.serving.exchange import format_named
 from moeopt.trace.loads import LoadTrace
@@ -203,9 +205,9 @@ def read_map(path: Path, layers: Sequence[int], form: str | None = None) -> IntA
                 raise InputError(
                     f"{path}: say in which format it is (sglang, vllm, …), or use .npy"
                 )
-            return np.asarray(np.load(path, allow_pickle=False))
-        rows = format_named(form).read(path.read_text(encoding="utf-8"), layers)
-    except (OSError, ValueError, EOFError) as error:
+            return read_npy(path)
+        rows = format_named(form).read(read_text(path), layers)
+    except ValueError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if len({len(row) for row in rows}) != 1:
         raise InputError(f"{path}: layers with different numbers of slots")

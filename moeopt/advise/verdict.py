@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from moeopt.advise.advice import Advice, Windows
+from moeopt.words import counted
 
 #: A smaller share of the fullest GPUs' tokens is not worth a change.
 LEAST_GAIN = 0.02
@@ -44,17 +45,18 @@ def _published(advice: Advice) -> str:
 
 def _price(advice: Advice) -> str:
     memory = advice.memory
-    parts = [f"{advice.moeopt.moves:,} copies move"]
+    assert advice.moeopt.moves is not None  # only the map in use has none
+    parts = [counted(advice.moeopt.moves, "copy moves", "copies move")]
+    redundant = counted(memory.redundant_experts, "redundant expert", "redundant experts")
     if memory.redundant_experts == 0:
         parts.append("no memory is needed")
     elif memory.redundant_mib is None:
-        parts.append(f"there are {memory.redundant_experts:,} redundant experts")
+        there = "is" if memory.redundant_experts == 1 else "are"
+        parts.append(f"there {there} {redundant}")
     else:
         kv = "" if memory.kv_tokens is None else f", the KV cache of {memory.kv_tokens:,} tokens"
-        parts.append(
-            f"{memory.redundant_experts:,} redundant experts take {memory.redundant_mib:,.0f} "
-            f"MiB{kv}"
-        )
+        take = "takes" if memory.redundant_experts == 1 else "take"
+        parts.append(f"{redundant} {take} {memory.redundant_mib:,.0f} MiB{kv}")
     return " and ".join(parts)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from moeopt.balance.data import BalanceData, FloatArray, IntArray
 from moeopt.balance.exact import float_above, whole_loads
+from moeopt.words import counted
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def check_balance(
     violations = [line for l in range(data.layers) for line in _violations(data, l, plan[l])]
     moves = None if data.previous is None else count_moves(data, data.previous, plan)
     if data.most_moves is not None and moves is not None and moves > data.most_moves:
-        violations.append(f"{moves} copies moved, {data.most_moves} allowed")
+        violations.append(f"{counted(moves, 'copy', 'copies')} moved, {data.most_moves} allowed")
     largest = np.zeros((data.windows, data.layers))
     balancedness = np.ones((data.windows, data.layers))
     for w in range(data.windows):

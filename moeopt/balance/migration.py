@@ -17,6 +17,7 @@ from moeopt.balance.layer import Effort, free_part
 from moeopt.balance.packing import experts_of, packing_of
 from moeopt.balance.repair import repaired
 from moeopt.errors import InputError
+from moeopt.words import counted
 
 #: Moves of a layer that are tried: beyond the first, each so many times the last.
 _GROWTH = 1.4
@@ -76,7 +77,7 @@ def balance_front(data: BalanceData, budgets: list[int], effort: Effort) -> list
     needed = sum(candidate.moves for candidate in first)
     if needed > min(budgets):
         raise InputError(
-            f"{needed} copies must move to make the plan in use feasible: "
+            f"{counted(needed, 'copy', 'copies')} must move to make the plan in use feasible: "
             f"{min(budgets)} are not enough"
         )
     spare = max(budgets) - needed

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from moeopt.errors import InputError
+from moeopt.files import read_text
 from moeopt.problem import FloatArray
 
 COLUMNS = ("tokens", "activated_experts", "microseconds")
@@ -49,12 +50,7 @@ def read_measurements(path: str | os.PathLike[str]) -> Measurements:
         One line for each problem, with its line number.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a text file ({error})") from None
+    text = read_text(path)
     lines = [
         (number, line)
         for number, line in enumerate(text.splitlines(), 1)

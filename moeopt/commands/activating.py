@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moeopt.commands.arguments import ForceOpt, InstanceArg, JsonOpt, SeedOpt, require_writable
-from moeopt.files import write_bytes_atomic
+from moeopt.commands.arguments import ForceOpt, InstanceArg, JsonOpt, SeedOpt
+from moeopt.files import require_writable, write_bytes_atomic
+from moeopt.limits import require_limits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,16 +59,17 @@ def activation(
     if plot is not None:
         require_writable(plot, force)
         ending = ending_of(plot)
+    require_limits(time_limit)
     data = prepare(read_instance(instance), "activation")
     document, figure = _front(data, points, time_limit, seed) if front else _kept(data)
-    if plot is not None and ending is not None:
-        write_bytes_atomic(plot, figure_bytes(figure(document), ending), force=force)
     if as_json:
         print(json.dumps(document, allow_nan=False))
     elif front:
         _print_front(document)
     else:
         _print_kept(document)
+    if plot is not None and ending is not None:
+        write_bytes_atomic(plot, figure_bytes(figure(document), ending), force=force)
 
 
 # --- kept gate mass -------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -13,6 +13,8 @@ from moeopt.errors import InputError
 #: Exit status: no feasible solution, or the checker found a violation.
 NO_SOLUTION = 1
 SOLVER_FAILED = 3
+#: After Ctrl-C where no plan was there to keep, as shells have it.
+INTERRUPTED = 130
 
 InstanceArg = Annotated[
     str, typer.Argument(metavar="INSTANCE", help="A file, or the name of a shipped instance.")
@@ -33,12 +35,13 @@ JsonOpt = Annotated[bool, typer.Option("--json", help="Print exactly one JSON do
 ForceOpt = Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")]
 
 
-def require_writable(path: Path, force: bool) -> None:
-    """Refuse before the work, not after it."""
-    if path.exists() and not force:
-        raise InputError(f"{path}: exists; --force overwrites it")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}")
+def written(write: Callable[[], object]) -> InputError | None:
+    """Write a result; return what keeps it from being written, to be raised once it is printed."""
+    try:
+        write()
+    except InputError as error:
+        return error
+    return None
 
 
 def solver_options(pairs: list[str]) -> dict[str, str | int | float | bool]:

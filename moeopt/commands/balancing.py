@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moeopt.commands.arguments import ForceOpt, require_writable
+from moeopt.commands.arguments import ForceOpt
+from moeopt.errors import InputError
+from moeopt.files import read_text, require_writable, write_bytes_atomic
+from moeopt.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +49,7 @@ def balance(
 ) -> None:
     """Balance the load of GPUs with replicated experts; every layer with a proved bound."""
     from moeopt.balance import Effort, balance_data, solve_balance
-    from moeopt.errors import InputError
+    from moeopt.matrix_file import read_matrix
     from moeopt.summary import print_rows
 
     if output is not None and output.suffix not in (".npy", ".json"):
@@ -54,7 +57,7 @@ def balance(
     if output is not None:
         require_writable(output, force)
     data = balance_data(
-        _read(loads),
+        read_matrix(loads, "loads"),
         gpus=gpus,
         replicas=slots,
         nodes=nodes,
@@ -67,7 +70,8 @@ def balance(
     print_rows([_row(outcome, l) for l in range(data.layers)])
     print(f"balancedness {outcome.report.balancedness.mean():.6f}, ", end="")
     print(f"largest certified gap {outcome.gap.max():.4%}", end="")
-    print("" if outcome.report.moves is None else f", {outcome.report.moves} copies moved")
+    moves = outcome.report.moves
+    print("" if moves is None else f", {counted(moves, 'copy', 'copies')} moved")
     if output is not None:
         _write_plan(output, outcome.plan, force)
 
@@ -84,48 +88,24 @@ def _row(outcome: BalanceOutcome, l: int) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> np.ndarray:
-    """Read an array of numbers."""
-    import numpy as np
-
-    from moeopt.errors import InputError
-
-    if path.suffix not in (".npy", ".csv"):
-        raise InputError(f"{path}: loads are read from .npy or .csv")
-    try:
-        if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
-        else:
-            if not (text := path.read_text(encoding="utf-8")).strip():
-                raise InputError(f"{path}: there are no loads in it")
-            array = np.loadtxt(text.splitlines(), delimiter=",", ndmin=2)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: {error}") from error
-    if array.dtype.kind not in "fiu":
-        raise InputError(f"{path}: numbers are needed, not {array.dtype}")
-    return np.asarray(array)
-
-
 def _read_plan(path: Path) -> np.ndarray:
     """Read the expert of every slot, layers × slots."""
     import numpy as np
 
-    from moeopt.errors import InputError
+    from moeopt.matrix_file import read_matrix
 
     if path.suffix != ".json":
-        return _read(path)
+        return read_matrix(path, "experts of slots")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_text(path))
         return np.array(document["physical_to_logical_map"], dtype=np.int64)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         line = f"{path}: a list of layers under physical_to_logical_map is needed ({error})"
         raise InputError(line) from error
 
 
 def _write_plan(path: Path, plan: np.ndarray, force: bool) -> None:
     import numpy as np
-
-    from moeopt.files import write_bytes_atomic
 
     if path.suffix == ".npy":
         file = io.BytesIO()

@@ -19,8 +19,8 @@ from moeopt.commands.arguments import (
     SeedOpt,
     ThreadsOpt,
     TimeOpt,
-    require_writable,
 )
+from moeopt.files import require_writable
 
 
 def bound(

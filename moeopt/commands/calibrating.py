@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from moeopt.commands.arguments import ForceOpt, JsonOpt, require_writable
+from moeopt.commands.arguments import ForceOpt, JsonOpt
 from moeopt.commands.making import instance_make as from_recipe
 from moeopt.errors import InputError
+from moeopt.files import require_folder, require_writable, write_bytes_atomic
 
 
 def calibrate(
@@ -31,7 +32,6 @@ def calibrate(
     from moeopt.calibrate.forms import fit_all
     from moeopt.calibrate.layer_cost import FORMS
     from moeopt.calibrate.measurements import read_measurements
-    from moeopt.summary import print_rows
 
     if output is not None:
         require_writable(output, force)
@@ -47,19 +47,26 @@ def calibrate(
         }
         for found in fits
     ]
-    if output is not None:
-        output.write_text(json.dumps(best, indent=2) + "\n", encoding="utf-8")
     if as_json:
         fitted = [{key: value for key, value in row.items() if value != ""} for row in rows]
         print(json.dumps({"measurements": len(measured), "fits": fitted, **best}, allow_nan=False))
-        return
+    else:
+        _print(rows, len(measured), best)
+    if output is not None:
+        text = json.dumps(best, indent=2) + "\n"
+        write_bytes_atomic(output, text.encode(), force=force)
+
+
+def _print(rows: list[dict[str, Any]], measured: int, best: dict[str, Any]) -> None:
+    from moeopt.summary import print_rows
+
     order = ("form", "mean_error", "largest_error", *list(rows[0])[:4])
     shown = [
         {key: f"{row[key]:.1%}" if key.endswith("error") else row[key] for key in order}
         for row in rows
     ]
     print_rows(shown)
-    print(f"{len(measured)} measurements; the form with the least mean error:")
+    print(f"{measured} measurements; the form with the least mean error:")
     print(json.dumps(best))
 
 
@@ -105,6 +112,7 @@ def instance_make(
         return
     if gpu is None or moe is None:
         raise InputError("give a recipe (moeopt instance make list), or both --gpu and --moe")
+    require_folder(output)
     from moeopt.calibrate.instances import Wanted, make_instance
     from moeopt.instance import write_instance_file
 

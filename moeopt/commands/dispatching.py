@@ -47,6 +47,7 @@ def dispatch(
     from moeopt.batch_dispatch.comparing import compare_rules
     from moeopt.batch_dispatch.rules import RULES
     from moeopt.catalog import read_instance
+    from moeopt.matrix_file import read_matrix
     from moeopt.problem import LayerTime
     from moeopt.solution import read_solution_file, validate_against
 
@@ -55,7 +56,10 @@ def dispatch(
     read, plan = read_instance(instance), read_solution_file(solution)
     if lines := validate_against(read, plan):
         raise InputError(lines)
-    tokens = _read_counts(counts) if counts is not None else _drawn(read, str(trace), batch, seed)
+    if counts is not None:
+        tokens = read_matrix(counts, "counts")
+    else:
+        tokens = _drawn(read, str(trace), batch, seed)
     cost = read.layer_time.model_dump(exclude={"attention_base_us", "attention_us_per_mib"})
     sizes = [node.gpus for node in read.cluster.nodes]
     found = compare_rules(
@@ -72,19 +76,6 @@ def dispatch(
         print(json.dumps({"instance": read.name, "seed": seed, "layers": layers}, allow_nan=False))
     else:
         _print(numbers, found, "" if read.layer_time.form == "unit" else ", us")
-
-
-def _read_counts(path: Path) -> np.ndarray:
-    import numpy as np
-
-    if path.suffix not in (".npy", ".csv"):
-        raise InputError(f"{path}: counts are read from .npy or .csv")
-    try:
-        if path.suffix == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False))
-        return np.loadtxt(path, delimiter=",", ndmin=2)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def _drawn(read: Instance, name: str, batch: int, seed: int) -> np.ndarray:
@@ -124,6 +115,7 @@ def _document(number: int, layer: Dispatched) -> dict[str, Any]:
 def _print(numbers: list[int], found: list[Dispatched], unit: str) -> None:
     from moeopt.rounding_text import exact_gap, lower_text, percent_text, upper_text
     from moeopt.summary import print_rows
+    from moeopt.terminal import print_text
 
     rows = []
     for number, layer in zip(numbers, found, strict=True):
@@ -141,8 +133,8 @@ def _print(numbers: list[int], found: list[Dispatched], unit: str) -> None:
         rows.append(row)
     print_rows(rows)
     total = sum(layer.best.time for layer in found)
-    print(f"all layers{unit}: best {upper_text(total)}", end="")
-    print(f", bound {lower_text(sum(layer.best.bound for layer in found))}", end="")
+    parts = [f"best {upper_text(total)}"]
+    parts.append(f"bound {lower_text(sum(layer.best.bound for layer in found))}")
     for rule in found[0].rules:
-        print(f", {rule} {upper_text(sum(layer.rules[rule][0] for layer in found))}", end="")
-    print("; in brackets: mean tokens of a GPU / largest")
+        parts.append(f"{rule} {upper_text(sum(layer.rules[rule][0] for layer in found))}")
+    print_text(f"all layers{unit}: {', '.join(parts)}; in brackets: mean tokens of a GPU / largest")

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moeopt.commands.arguments import (
+    INTERRUPTED,
     NO_SOLUTION,
     ForceOpt,
     InstanceArg,
     JsonOpt,
     SeedOpt,
-    require_writable,
 )
 from moeopt.errors import InputError
-from moeopt.files import write_bytes_atomic
+from moeopt.files import require_folder, require_writable, write_bytes_atomic
 from moeopt.interrupt import interruptible
+from moeopt.limits import require_limits
 
 if TYPE_CHECKING:
     from moeopt.front.plans import SteadyPlan
@@ -77,8 +78,11 @@ def front(
     if plot is not None:
         require_writable(plot, force)
         ending = ending_of(plot)
-    if plans is not None and not plans.is_dir():
-        raise InputError(f"{plans}: there is no such folder")
+    if plans is not None:
+        if not plans.is_dir():
+            raise InputError(f"{plans}: there is no such folder")
+        require_folder(plans)
+    require_limits(time_limit)
     deadline = time.monotonic() + time_limit
     read = _instance(instance)
     limits_us = _limits_us(read, tpot)
@@ -105,18 +109,18 @@ def front(
         "interrupted": stop.is_set(),
         "points": [_point(point) for point in found],
     }
+    if as_json:
+        print(json.dumps(document, allow_nan=False))
+    else:
+        _print_front(read.name, found)
     if plans is not None:
         # One plan may be the best at several limits.
         for plan in {p.plan.requests: p.plan for p in found if p.plan is not None}.values():
             _write_plan(plans, plan, force)
     if plot is not None and ending is not None:
         _draw(plot, ending, document, force)
-    if as_json:
-        print(json.dumps(document, allow_nan=False))
-    else:
-        _print_front(read.name, found)
     if not any(point.plan for point in found):
-        raise typer.Exit(NO_SOLUTION)
+        raise typer.Exit(INTERRUPTED if stop.is_set() else NO_SOLUTION)
 
 
 def sensitivity(
@@ -142,6 +146,7 @@ def sensitivity(
 
     if not gib > 0:
         raise InputError("--gib: must be positive")
+    require_limits(time_limit)
     read = _instance(instance)
     limits_us = _limits_us(read, None if tpot is None else [tpot])
     with interruptible() as stop:
@@ -181,10 +186,11 @@ def sensitivity(
         return
     from moeopt.rounding_text import lower_text, upper_text
     from moeopt.summary import print_rows
+    from moeopt.terminal import print_text
 
     print_rows([_case_row(case, now, gib) for case in answer.cases])
     if pays is not None:
-        print(
+        print_text(
             f"With {now.requests:,} requests in flight and memory for any number of replicas, a "
             f"plan with {pays.plan.replicas:,} decodes {lower_text(pays.plan.throughput, 6)} "
             f"tokens/s; none decodes more than {upper_text(pays.bound, 6)}."
@@ -192,7 +198,7 @@ def sensitivity(
         if pays.proved < 0:
             print("It is not proved that any additional replica pays.")
         else:
-            print(
+            print_text(
                 f"Replicas pay at least up to {pays.proved + 1:,} additional ones "
                 f"({pays.memory_mib / 1024:,.1f} GiB a GPU): with fewer, every plan is slower."
             )
@@ -282,6 +288,8 @@ def _print_front(name: str, points: list[Limited]) -> None:
     print(_NOTE)
 
 
+#: Digits of tokens a second in the table of sensitivity.
+_DIGITS = 7
 #: What the cases of sensitivity are called in the table, with the amount of memory.
 _CASES = {
     "now": "now",
@@ -305,16 +313,22 @@ def _case_row(case: Case, now: Case, gib: float) -> dict[str, str]:
         "on_each_GPU": _CASES[case.name].format(f"{gib:g}"),
         "in_flight": f"{case.requests:,}",
         "room_for_replicas": f"{case.replicas_room:,}",
-        "tokens/s": "" if plan is None else lower_text(plan.throughput, 7),
-        "at_most": upper_text(case.bound, 7),
-        "change": (
-            ""
-            if change is None or case is now
-            else f"{lower_text(change[0], 4)} to {upper_text(change[1], 4)}"
-        ),
+        "tokens/s": "" if plan is None else lower_text(plan.throughput, _DIGITS),
+        "at_most": upper_text(case.bound, _DIGITS),
+        "change": "" if change is None or case is now else _change(change, now.bound),
         "step_ms": "" if plan is None else upper_text(plan.step_us / 1e3, 6),
         "within_limit": "yes" if case.within else "no",
     }
+
+
+def _change(interval: tuple[float, float], before: float) -> str:
+    """Return a change of tokens a second; 0 where it is less than a unit of their last digit."""
+    from moeopt.rounding_text import lower_text, upper_text
+
+    last_digit = 10.0 ** (math.floor(math.log10(before)) - _DIGITS + 1)
+    if max(map(abs, interval)) < last_digit:
+        return "0"
+    return f"{lower_text(interval[0], 4)} to {upper_text(interval[1], 4)}"
 
 
 def _draw(path: Path, ending: str, document: dict[str, Any], force: bool) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moeopt.commands.arguments import NO_SOLUTION, ForceOpt, JsonOpt, require_writable
+from moeopt.commands.arguments import NO_SOLUTION, ForceOpt, JsonOpt
 from moeopt.errors import InputError
+from moeopt.files import require_writable
 
 if TYPE_CHECKING:
     from moeopt.grace import Settings
@@ -123,9 +124,9 @@ def _write(trace: Trace, settings: Settings, name: str, output: Path, force: boo
             f"the plan {shape[0]} of {shape[1]} on {shape[2]}"
         )
     solution = Solution.from_arrays(data, make_plan(trace, settings, 0).hosts)
-    write_solution_file(solution, output, force=force)
     report = check_solution(data, solution)
     print_check(report)
+    write_solution_file(solution, output, force=force)
     if report.violations:
         raise typer.Exit(NO_SOLUTION)
 
@@ -133,9 +134,10 @@ def _write(trace: Trace, settings: Settings, name: str, output: Path, force: boo
 def _print(name: str, settings: Settings, rows: list[dict[str, Any]]) -> None:
     from moeopt.rounding_text import lower_text
     from moeopt.summary import print_rows
+    from moeopt.terminal import print_text
 
     nodes = settings.nodes
-    print(
+    print_text(
         f"{name} on {nodes.count} nodes × {nodes.gpus_per_node} GPUs: held-out requests, batches "
         f"of {settings.batch} tokens, {settings.seeds} seed{'s' if settings.seeds > 1 else ''}; "
         "traffic for each token and layer"
@@ -158,11 +160,12 @@ def _print(name: str, settings: Settings, rows: list[dict[str, Any]]) -> None:
                 "fullest": f"{row['fullest']:.2f}",
             }
             for row in rows
-        ]
+        ],
+        keys=3,
     )
-    print(
+    print_text(
         "same GPU, node, remote: pairs (token, expert); sends: copies of tokens, one a destination"
     )
-    print(
+    print_text(
         "least: bound of every plan with as many copies; least here: of every routing on this plan"
     )

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from moeopt.commands.arguments import ForceOpt, InstanceArg, require_writable
+from moeopt.commands.arguments import ForceOpt, InstanceArg
+from moeopt.files import require_writable
 
 
 def instance_topology(

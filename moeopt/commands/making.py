@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from moeopt.commands.arguments import ForceOpt
+from moeopt.files import require_folder
 
 
 def instance_make(
@@ -25,5 +26,6 @@ def instance_make(
     if recipe == "list":
         print_rows([{"recipe": name, "makes": r.summary} for name, r in RECIPES.items()])
         return
+    require_folder(output)
     for path in make(recipe, data, output, force=force):
         print(path)

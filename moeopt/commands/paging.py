@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moeopt.commands.arguments import ForceOpt, JsonOpt, SeedOpt, require_writable
+from moeopt.commands.arguments import ForceOpt, JsonOpt, SeedOpt
 from moeopt.errors import InputError
+from moeopt.files import require_writable, write_bytes_atomic
+from moeopt.words import counted
 
 if TYPE_CHECKING:
     from moeopt.paging import Requests
@@ -55,6 +57,7 @@ def paging(
     from moeopt.paging.policies import OPTIMUM
     from moeopt.report.plot_style import ending_of
     from moeopt.summary import print_rows
+    from moeopt.terminal import print_text
 
     if plot is not None:
         ending_of(plot)
@@ -72,13 +75,6 @@ def paging(
         else misses_of(requests, n, sizes.tolist(), seed=seed)
         for n in names
     }
-    if plot is not None:
-        from moeopt.files import write_bytes_atomic
-        from moeopt.report.plot_misses import plot_misses
-        from moeopt.report.plot_style import figure_bytes
-
-        figure = plot_misses(every, lines, len(requests.page), OPTIMUM, name)
-        write_bytes_atomic(plot, figure_bytes(figure, ending_of(plot)), force=force)
     if as_json:
         document = {
             "source": name,
@@ -89,15 +85,26 @@ def paging(
             "misses": {n: [m if m >= 0 else None for m in v.tolist()] for n, v in misses.items()},
         }
         print(json.dumps(document, allow_nan=False))
-        return
-    print(
-        f"{name}: {len(requests):,} requests for {len(requests.page):,} experts, at most "
-        f"{requests.widest} at once, of {requests.pages:,} in all"
-    )
-    print_rows(
-        [_row(c, i, misses, requests, cost_us, OPTIMUM) for i, c in enumerate(sizes.tolist())]
-    )
-    print("policies: misses / offline optimum, which is proved; -: the cache is too small for it")
+    else:
+        print_text(
+            f"{name}: {len(requests):,} requests for {len(requests.page):,} experts, at most "
+            f"{requests.widest} at once, of {requests.pages:,} in all"
+        )
+        print_rows(
+            [_row(c, i, misses, requests, cost_us, OPTIMUM) for i, c in enumerate(sizes.tolist())]
+        )
+        print_text(
+            "policies: misses / offline optimum, which is proved; -: the cache is too small for it"
+        )
+    if plot is not None:
+        from moeopt.report.plot_misses import plot_misses
+        from moeopt.report.plot_style import figure_bytes
+
+        held = np.minimum(sizes, requests.pages)
+        replayed = {n: (held, misses[n]) for n in names if n not in lines}
+        uses = len(requests.page)
+        figure = plot_misses(every, lines, uses, OPTIMUM, name, replayed=replayed)
+        write_bytes_atomic(plot, figure_bytes(figure, ending_of(plot)), force=force)
 
 
 def _read(
@@ -149,7 +156,10 @@ def _sizes(text: str, requests: Requests) -> Any:
         raise InputError(f"--cache {text}: numbers with commas, or all") from None
     for size in sizes:
         if size < requests.widest:
-            raise InputError(f"--cache {size}: {requests.widest} experts are asked for at once")
+            at_once = counted(requests.widest, "expert", "experts")
+            raise InputError(
+                f"--cache {size}: must be at least {requests.widest}: one request needs {at_once}"
+            )
     return np.unique(np.array(sizes, dtype=np.int64))
 
 

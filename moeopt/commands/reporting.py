@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moeopt.commands.arguments import ForceOpt, require_writable
+from moeopt.commands.arguments import ForceOpt
 from moeopt.errors import InputError
+from moeopt.files import require_writable
 from moeopt.rounding_text import DIGITS
 
 if TYPE_CHECKING:

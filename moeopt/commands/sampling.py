@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from moeopt.commands.arguments import ForceOpt, InstanceArg, require_writable
+from moeopt.commands.arguments import ForceOpt, InstanceArg
+from moeopt.files import require_folder, require_writable
 
 
 def instance_sample(
@@ -31,6 +32,7 @@ def instance_sample(
     from moeopt.make.traces_shipped import read_trace
     from moeopt.simulate.sampled_instance import sampled_instance
 
+    require_folder(output)
     fitted = read_trace(trace).split(split_seed)[0]
     made = sampled_instance(
         read_instance(instance), fitted, batch=batch, samples=samples, seed=seed

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from moeopt.commands.arguments import NO_SOLUTION, ForceOpt, InstanceArg, require_writable
+from moeopt.commands.arguments import NO_SOLUTION, ForceOpt, InstanceArg
 from moeopt.errors import InputError
+from moeopt.files import require_writable
 
 FormatOpt = "sglang, tensorrt-llm, vllm-ascend, vllm or vllm-offline."
 
@@ -65,7 +66,7 @@ def import_(
     read = read_instance(instance)
     plan = import_plan(read, file, origin)
     report = check_solution(prepare(read, plan.problem), plan)
-    write_solution_file(plan, output, force=force)
     print_check(report)
+    write_solution_file(plan, output, force=force)
     if report.violations:
         raise typer.Exit(NO_SOLUTION)

@@ -109,9 +109,10 @@ def simulate(
 
 def _print(report: dict[str, Any]) -> None:
     from moeopt.summary import print_rows
+    from moeopt.terminal import print_text
 
     plan, predicted = report["plan"], report["prediction"]
-    print(
+    print_text(
         f"{report['instance']}: {report['requests_held_out']} held-out requests of "
         f"{report['trace']}, lengths of {report['arrivals'] or 'the trace'}; "
         f"{report['settings']['seeds']} replays of {report['settings']['steps']} decode steps; "
@@ -131,7 +132,7 @@ def _print(report: dict[str, Any]) -> None:
     )
     kv = plan["kv_reserved"]
     held = "no limit" if kv is None else f"{kv['mean']:.1%} reserved, {kv['max']:.1%} at most"
-    print(
+    print_text(
         f"KV cache: {held}; GPU imbalance (largest/mean): {plan['gpu_imbalance']:.3f}"
         + (f"; {plan['refused']} requests fit no GPU" if plan["refused"] else "")
     )
@@ -148,7 +149,7 @@ def _print(report: dict[str, Any]) -> None:
         ]
     )
     if waves := report.get("waves"):
-        print(
+        print_text(
             f"waves: makespan {waves['mean_makespan_us'] / 1e6:.3f} s under mean routing, "
             f"{waves['sampled_makespan_us'] / 1e6:.3f} s sampled ({waves['mean_error']:+.2%})"
         )

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from moeopt.commands.arguments import (
+    INTERRUPTED,
     NO_SOLUTION,
     SOLVER_FAILED,
     ForceOpt,
@@ -22,11 +23,12 @@ from moeopt.commands.arguments import (
     SolverOpt,
     ThreadsOpt,
     TimeOpt,
-    require_writable,
     solver_options,
+    written,
 )
 from moeopt.commands.studying import ResultsOpt, check_study
 from moeopt.errors import InputError
+from moeopt.files import require_writable
 
 
 def solve(
@@ -65,6 +67,8 @@ def solve(
 
     if output is not None:
         require_writable(output, force)
+    if log is not None:
+        require_writable(log, force=True)  # it is appended to
     warm: Any = "default"
     if start is not None:
         warm = _read_start(instance, start)
@@ -84,18 +88,23 @@ def solve(
             on_progress=progress,
             log_path=str(log) if log is not None else None,
         )
-    if output is not None and outcome.solution is not None:
-        write_solution_file(outcome.solution, output, force=force)
+    unwritten = None
+    if output is not None and (plan := outcome.solution) is not None:
+        path = output
+        unwritten = written(lambda: write_solution_file(plan, path, force=force))
     if as_json:
         print(outcome.record.json_line())
     else:
         from moeopt.summary import print_outcome
 
-        print_outcome(outcome, output)
+        print_outcome(outcome, output if unwritten is None else None)
+    if unwritten is not None:
+        raise unwritten
     if outcome.record.status == "error":
         raise typer.Exit(SOLVER_FAILED)
     if outcome.solution is None:
-        raise typer.Exit(NO_SOLUTION)
+        cut_short = outcome.record.interrupted and outcome.record.status != "infeasible"
+        raise typer.Exit(INTERRUPTED if cut_short else NO_SOLUTION)
 
 
 def check(

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moeopt.commands.arguments import NO_SOLUTION, SOLVER_FAILED, ForceOpt
+from moeopt.commands.arguments import INTERRUPTED, NO_SOLUTION, SOLVER_FAILED, ForceOpt
 from moeopt.errors import InputError
+from moeopt.files import require_writable
 
 if TYPE_CHECKING:
     from moeopt.study.batch import Batch
-
-#: Exit status after Ctrl-C, as shells have it.
-INTERRUPTED = 130
 
 StudyArg = Annotated[
     str, typer.Argument(metavar="STUDY", help="A study file, or a name in benchmarks/suites.")
@@ -101,6 +99,7 @@ def export_records(
     from moeopt.study.export import export_records as export
     from moeopt.study.results import read_results
 
+    require_writable(output, force)
     count = export(read_results(study, results), output, form, force=force)
     print(f"{output}: {count} records")
 

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from moeopt.commands.arguments import ForceOpt, JsonOpt, require_writable
+from moeopt.commands.arguments import ForceOpt, JsonOpt
 from moeopt.errors import InputError
+from moeopt.files import require_writable, write_bytes_atomic
 
 
 def trace_import(
@@ -56,10 +57,10 @@ def trace_show(
         raise InputError(
             f"{trace}: neither a .npz file nor a shipped trace ({', '.join([*ROUTING, *ARRIVALS])})"
         )
+    found = None
     if plot is None:
         description = describe_trace(trace)
     else:
-        from moeopt.files import write_bytes_atomic
         from moeopt.report.plot_style import ending_of, figure_bytes
         from moeopt.trace.plot_skew import plot_skew
 
@@ -67,8 +68,9 @@ def trace_show(
         require_writable(plot, force)
         found = measured(trace)
         description = describe_measured(found)
-        write_bytes_atomic(plot, figure_bytes(plot_skew(found), ending), force=force)
     if as_json:
         print(json.dumps(description, allow_nan=False))
     else:
         print_description(description)
+    if plot is not None and found is not None:
+        write_bytes_atomic(plot, figure_bytes(plot_skew(found), ending), force=force)

@@ -76,12 +76,14 @@ def front(
         add(middle if limit_us in found else limit_us)
 
     for limit_us in limits_us:
-        add(limit_us)
-    if len(found) < points:
+        if not planner.stop():
+            add(limit_us)
+    if len(found) < points and not planner.stop():
         best = largest_throughput(envelope, planner, close=close).plan
         alone = planner.plan(1)
         for plan in (best, alone):
             if plan is not None and len(found) < points and plan.step_us not in found:
+                # Of an interrupted front, too: else nothing would be left of it.
                 add(plan.step_us)
     while len(found) < points and not planner.late:
         middle = _widest(sorted(found.values(), key=lambda point: point.limit_us))

@@ -77,8 +77,10 @@ class Planner:
         return self.stop() or time.monotonic() > self.deadline
 
     def plan(self, n: int) -> SteadyPlan | None:
-        """Plan n requests; None if that fails, which proves nothing."""
+        """Plan n requests; None if that fails or is stopped, which proves nothing."""
         if n not in self.made:
+            if self.stop():
+                return None
             found = self._plan(n)
             self.made[n] = found
             if found is not None:

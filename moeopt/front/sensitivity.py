@@ -117,7 +117,7 @@ def sensitivity(
     deadline : float
         Of ``time.monotonic``, for plans: bounds and cases that need none follow in any case.
     stop : callable
-        Whether to make no more plans.
+        Whether to end with the cases that are there.
 
     Raises
     ------
@@ -128,6 +128,8 @@ def sensitivity(
     before = _World(instance, 0.0, effort)
     if requests is None:
         best = largest_throughput(before.envelope, before.planner, limit_us, close=close).plan
+        if best is None and stop():
+            raise KeyboardInterrupt  # nothing is there to end with
         if best is None:
             raise InputError(f"no plan was found within {limit_us:g} µs for each output token")
         requests = best.requests
@@ -143,6 +145,8 @@ def sensitivity(
     add(before.fixed("now", requests, limit_us))
     more, less = gib * before.steady.data.gpus, -gib * before.steady.data.gpus
     for sign, change in (("+", more), ("-", less)):
+        if stop():
+            return Sensitivity(limit_us, cases, None)
         try:
             world = _World(instance, change / before.steady.data.gpus, effort)
         except InputError:  # not even one copy of every expert fits any more
@@ -195,7 +199,9 @@ class _World:
         return Case(name, self.more_gib, requests, self._room(requests), plan, bound, within)
 
     def free(self, name: str, limit_us: float, close: float) -> Case | None:
-        """Return the case with the number of requests that decodes most."""
+        """Return the case with the number of requests that decodes most; None if stopped."""
+        if self.planner.stop():
+            return None  # its bound alone takes seconds
         found = largest_throughput(self.envelope, self.planner, limit_us, close=close)
         if found.plan is None:
             return None

@@ -71,6 +71,8 @@ def largest_throughput(
             break  # no other n promises more
         n = candidate.first
         plan = planner.plan(n)
+        if planner.stop():
+            break
         if plan is None:  # no room for whole requests and experts: a little less memory
             most = min(most, n - max(1, n // 500))
         else:

@@ -84,7 +84,8 @@ def plan(
     for rank, waves in enumerate(_waves(data, lengths, deadline, stop)):
         if best is not None and (time.monotonic() > deadline or stop()):
             return best
-        made = assembler.plan(waves, deadline=deadline, stop=stop)
+        # A first plan is made to the end, whoever asks to stop.
+        made = assembler.plan(waves, deadline=deadline, stop=stop if best is not None else _never)
         ranked.append((math.inf if made is None else made[0], rank, waves))
         if made is not None and made[0] < best_us:
             best_us, best = made
@@ -104,6 +105,10 @@ def plan(
             )
             on_plan(best)
     return best
+
+
+def _never() -> bool:
+    return False
 
 
 def _waves(

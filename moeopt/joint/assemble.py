@@ -61,6 +61,8 @@ class Assembler:
         ----------
         deadline : float
             Of ``time.monotonic``; no replicas are given up after it.
+        stop : callable
+            Whether no further layer is to be planned: the plan may be None for that reason alone.
 
         Returns
         -------
@@ -85,7 +87,7 @@ class Assembler:
         plans: dict[tuple[int, int], LayerPlan | None] = {}
         while replicas >= 0:
             bound = self.step.bound(mean, cache_mib, replicas, mean=False)
-            layers = self._layers(mean, bound, replicas, plans)
+            layers = self._layers(mean, bound, replicas, plans, stop)
             if layers is not None:
                 slots = (data.experts + int(bound.replicas[0])) // data.gpus
                 hosts = [self._complete(plan, slots) for plan in layers]
@@ -117,6 +119,7 @@ class Assembler:
         bound: StepBound,
         replicas: int,
         plans: dict[tuple[int, int], LayerPlan | None],
+        stop: Callable[[], bool],
     ) -> list[LayerPlan] | None:
         """Plan all layers with at most so many additional replicas in all."""
         slots = self._slots(int(bound.replicas[0])) if len(bound.replicas) else 0
@@ -124,6 +127,8 @@ class Assembler:
 
         def layer(l: int, extra: int) -> LayerPlan | None:
             if (l, extra) not in plans:
+                if stop():
+                    return None
                 plans[l, extra] = plan_layer(
                     self.step.cost,
                     mean[l],
@@ -138,10 +143,12 @@ class Assembler:
                 )
             return plans[l, extra]
 
-        chosen = [layer(l, min(int(r), most)) for l, r in enumerate(bound.replicas)]
-        if any(plan is None for plan in chosen):
-            return None
-        done = [plan for plan in chosen if plan is not None]
+        done = []
+        for l, r in enumerate(bound.replicas):
+            plan = layer(l, min(int(r), most))
+            if plan is None:
+                return None
+            done.append(plan)
         if self.data.uniform_slots:
             return done
         left = replicas - int(bound.replicas.sum())

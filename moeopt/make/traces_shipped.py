@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from moeopt.errors import InputError
 from moeopt.make.traces_sets import sets_of
+from moeopt.matrix_file import open_npz
 
 IntArray = npt.NDArray[np.int64]
 
@@ -184,11 +185,8 @@ def _whole(path: Path, arrays: dict[str, npt.NDArray[np.generic]], key: str) -> 
 
 
 def _load(path: Path, needed: tuple[str, ...]) -> dict[str, npt.NDArray[np.generic]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise InputError(f"{path}: not an .npz of arrays ({error})") from error
+    with open_npz(path) as archive:
+        arrays = dict(archive)
     missing = [f"{path}: has no array {key}" for key in needed if key not in arrays]
     if missing:
         raise InputError(missing)

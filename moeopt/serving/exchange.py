@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moeopt.checker import CheckReport, check_solution
 from moeopt.errors import InputError
-from moeopt.files import write_bytes_atomic
+from moeopt.files import read_text, write_bytes_atomic
 from moeopt.instance import Instance
 from moeopt.prepare import prepare
 from moeopt.serving.formats import FORMATS, Format
@@ -89,10 +89,7 @@ def import_plan(
     InputError
     """
     form = format_named(origin)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    text = read_text(path)
     layers = [layer.layer for layer in instance.routing]
     try:
         rows = form.read(text, layers)

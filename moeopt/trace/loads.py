@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from moeopt.errors import InputError
 from moeopt.make.traces_shipped import Trace
+from moeopt.matrix_file import open_npz
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -45,34 +46,46 @@ class LoadTrace:
         return file.getvalue()
 
 
-def load_trace(name: str, load: npt.ArrayLike, layers: tuple[int, ...] | None = None) -> LoadTrace:
+def load_trace(
+    name: str,
+    load: npt.ArrayLike,
+    layers: tuple[int, ...] | None = None,
+    *,
+    source: str | None = None,
+) -> LoadTrace:
     """Make a load trace from numbers: [layers][experts] or [windows][layers][experts].
 
     Layers without any load (dense ones) and windows without any are dropped.
+
+    Parameters
+    ----------
+    source : str, optional
+        The file, for the error lines; default: the name.
 
     Raises
     ------
     InputError
     """
+    where = source or name
     try:
         array = np.asarray(load, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: loads must be numbers: {error}") from error
+        raise InputError(f"{where}: loads must be numbers: {error}") from error
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or 0 in array.shape:
         raise InputError(
-            f"{name}: loads have shape {array.shape}, expected layers × experts, or windows before"
+            f"{where}: loads have shape {array.shape}, expected layers × experts, or windows before"
         )
     if not np.isfinite(array).all() or (array < 0).any():
-        raise InputError(f"{name}: loads must be finite and not negative")
+        raise InputError(f"{where}: loads must be finite and not negative")
     numbers = tuple(range(array.shape[1])) if layers is None else layers
     if len(numbers) != array.shape[1]:
-        raise InputError(f"{name}: {len(numbers)} layer numbers for {array.shape[1]} layers")
+        raise InputError(f"{where}: {len(numbers)} layer numbers for {array.shape[1]} layers")
     used = array.any(axis=(0, 2))
     array = array[array.any(axis=(1, 2))][:, used]
     if 0 in array.shape:
-        raise InputError(f"{name}: every load is zero")
+        raise InputError(f"{where}: every load is zero")
     return LoadTrace(name, array, tuple(numbers[i] for i in np.flatnonzero(used).tolist()))
 
 
@@ -109,14 +122,11 @@ def read_load_trace(path: str | os.PathLike[str]) -> LoadTrace:
     InputError
     """
     path = Path(path)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if "load" not in archive:
-                raise InputError(f"{path}: no load trace: there is no array 'load' in it")
-            layers = tuple(archive["layers"].tolist()) if "layers" in archive else None
-            return load_trace(path.stem, archive["load"], layers)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    with open_npz(path) as archive:
+        if "load" not in archive:
+            raise InputError(f"{path}: no load trace: there is no array 'load' in it")
+        layers = tuple(archive["layers"].tolist()) if "layers" in archive else None
+        return load_trace(path.stem, archive["load"], layers, source=str(path))
 
 
 def logical(physical: npt.ArrayLike, experts_of_slots: npt.ArrayLike, experts: int) -> FloatArray:

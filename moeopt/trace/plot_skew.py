@@ -26,6 +26,7 @@ def plot_skew(trace: Measured) -> Figure:
     ):
         axes.barh(layers, values, color=colour, height=0.8)
         axes.set_ylim(heat.get_ylim())
+        axes.set_axisbelow(True)
         axes.tick_params(labelleft=False, left=False)
         axes.set_title(title)
     peak.axvline(1.0, color="black", linewidth=0.6)

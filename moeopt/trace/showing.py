@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from moeopt.errors import InputError
 from moeopt.make.traces_shipped import ARRIVALS, ROUTING, read_arrivals, read_trace
+from moeopt.matrix_file import open_npz
 from moeopt.trace.loads import read_load_trace
 from moeopt.trace.skew import Skew, skew_of_choices, skew_of_loads
 
@@ -45,11 +46,8 @@ def kind_of(name_or_path: str | os.PathLike[str]) -> str | None:
         return "arrivals"
     if not text.endswith(".npz"):
         return None
-    try:
-        with np.load(text, allow_pickle=False) as archive:
-            names = set(archive.files)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{text}: cannot be read: {error}") from error
+    with open_npz(Path(text)) as archive:
+        names = set(archive.files)
     for key, kind in (("arrival_ms", "arrivals"), ("offsets", "choices"), ("load", "loads")):
         if key in names:
             return kind

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from moeopt import matrix_file
 from moeopt.errors import InputError
+from moeopt.files import read_text
 from moeopt.trace.loads import LoadTrace, load_trace, logical
 
 
@@ -62,7 +64,7 @@ def read_vllm(path: Path) -> LoadTrace:
     """
     windows = []
     experts = 0
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
@@ -94,19 +96,4 @@ def read_matrix(path: Path) -> LoadTrace:
     ------
     InputError
     """
-    try:
-        if path.suffix == ".npy":
-            return load_trace(path.stem, np.load(path, allow_pickle=False))
-        lines = [line for line in _lines(path) if line.strip()]
-        if not lines:
-            raise InputError(f"{path}: there are no loads in it")
-        return load_trace(path.stem, np.loadtxt(lines, delimiter=",", ndmin=2))
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a matrix of loads: {error}") from error
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    return load_trace(path.stem, matrix_file.read_matrix(path, "loads"), source=str(path))

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moeopt.errors import InputError
+from moeopt.files import read_text
+from moeopt.matrix_file import open_npz, read_npy
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -28,14 +30,11 @@ def read_choices(path: Path, experts: int | None = None) -> Arrays:
     ------
     InputError
     """
-    try:
-        if path.suffix == ".npy":
-            arrays = {"ids": np.load(path, allow_pickle=False)}
-        else:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = dict(archive)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    if path.suffix == ".npy":
+        arrays = {"ids": read_npy(path)}
+    else:
+        with open_npz(path) as archive:
+            arrays = dict(archive)
     if "ids" not in arrays:
         raise InputError(f"{path}: there is no array 'ids' in it")
     ids = arrays["ids"]
@@ -89,11 +88,7 @@ def read_mooncake(path: Path) -> Arrays:
     InputError
     """
     rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
             entry = json.loads(line)
             rows.append(
