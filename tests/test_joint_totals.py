@@ -32,18 +32,19 @@ def test_floors_are_below_every_wave(form):
         most = rng.integers(1, 9, classes)
         charges = np.ones(experts, dtype=np.int64)
         high = int(rng.integers(1, most.sum() + 1))
-        points = np.linspace(1.0, high, 5)
+        low = int(rng.integers(1, high + 1))
+        points = np.linspace(low, high, 5)
         lines = union_lines(cost, usage, most.astype(float), charges, gpus, points)
         for times in (0.0, 1.0, 1.1, 1.5):
             theta = times * cost[4] * float(usage[0].sum()) / gpus
-            floor = total_floor(*lines, gpus, 1.0, float(high), theta)
+            floor = total_floor(*lines, gpus, float(low), float(high), theta)
             above = np.inf
             for _ in range(60):
                 n = rng.integers(0, most + 1)
                 while n.sum() > high:
                     n[rng.choice(np.flatnonzero(n))] -= 1
-                if n.sum() == 0:
-                    continue
+                while n.sum() < low:
+                    n[rng.choice(np.flatnonzero(n < most))] += 1
                 time = partition_bounds(cost, n @ usage, charges, 1, gpus)[0][gpus - 1]
                 above = min(above, time - theta * n.sum())
             assert floor <= above + 1e-9 * abs(above)
@@ -55,10 +56,10 @@ def test_layers_that_some_class_leaves_idle_have_no_cuts():
     cost = cost_of(layer_time("sum", np.random.default_rng(0)))
     usage = np.ones((2, 2, 3))
     charges = np.array([[1, 1, 1], [1, 0, 1]])
-    cuts = total_cuts(cost, usage, np.array([3, 3]), charges, 2, 4)
+    cuts = total_cuts(cost, usage, np.array([3, 3]), charges, 2, 1, 4)
     assert {layer for layer, _, _ in cuts} == {0}
     unit = cost_of(layer_time("unit", np.random.default_rng(0)))
-    assert total_cuts(unit, usage, np.array([3, 3]), charges, 2, 4) == []
+    assert total_cuts(unit, usage, np.array([3, 3]), charges, 2, 1, 4) == []
 
 
 @pytest.mark.parametrize("form", ["sum", "max", "p2"])

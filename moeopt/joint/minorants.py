@@ -18,7 +18,6 @@ that decides the layer's time there.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +34,10 @@ _ROUNDING = 2.0**-36
 
 #: Tangents of a group's time between its least and its most tokens, where it is curved.
 _TANGENTS = 5
+
+
+#: Layer, slope and floor of a cut in the number of requests.
+TotalCut = tuple[int, FloatArray, float]
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class Minorants:
     charges : int array, shape (L, E)
         1 for each expert of which a replica is charged in every wave that decodes anything.
     known : callable
-        Makes cuts (layer, slope, floor) that hold on every domain.
+        Makes cuts (layer, slope, floor) for all waves of so many requests, from least to most.
     """
 
     def __init__(
@@ -200,20 +203,20 @@ class Minorants:
         usage: FloatArray,
         charges: IntArray,
         gpus: int,
-        known: Callable[[], list[tuple[int, FloatArray, float]]] = list,
+        known: Callable[[int, int], list[TotalCut]] = lambda low, high: [],
     ) -> None:
         self.cost, self.charges, self.gpus = cost, charges, gpus
         self.layers, self.experts = charges.shape
         self.usage = [np.ascontiguousarray(usage[:, l]) for l in range(self.layers)]
         self.few = self.experts <= EXPERTS_LIMIT
         self._known: dict[Domain, Cuts] = {}
-        self._everywhere = functools.cache(known)
+        self._totals = known
 
     def cuts(self, domain: Domain) -> Cuts:
-        """Return the cuts known for a domain; the first time, those that every domain has."""
+        """Return the cuts known for a domain; the first time, those that need no slope."""
         if domain not in self._known:
             cuts = self._known[domain] = Cuts()
-            for known in self._everywhere():
+            for known in self._totals(domain.low, domain.high):
                 cuts.add(*known)
             for l in range(self.layers):
                 self._all_gpus(cuts, l, domain)

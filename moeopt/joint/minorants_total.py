@@ -24,13 +24,14 @@ import numpy as np
 from numba import njit
 
 from moeopt.joint.cost import MAX, P2, Cost, tangent_of
+from moeopt.joint.minorants import TotalCut
 from moeopt.joint.partition_bound import EXPERTS_LIMIT, next_partition
 from moeopt.problem import FloatArray, IntArray
 
 # A few hundred rounded operations: far below this, relative to the largest term.
 _ROUNDING = 2.0**-36
 #: Slopes of the cuts, as multiples of what a request costs if all GPUs are equally busy.
-_SLOPES = (1.0, 1.02, 1.04, 1.07, 1.1, 1.15, 1.25)
+_SLOPES = (1.0, 1.03, 1.06, 1.1, 1.15, 1.25)
 _SLOPES_P2 = (0.92, 0.95, 0.97, 1.0)
 
 #: Where tangents of the fewest tokens are taken, between the fewest and the most requests; ``p2``
@@ -225,10 +226,11 @@ def total_cuts(
     most: IntArray,
     charges: IntArray,
     gpus: int,
+    low: int,
     high: int,
     ended: Callable[[], bool] = lambda: False,
-) -> list[tuple[int, FloatArray, float]]:
-    """Cuts ``T[layer] >= slope @ n + floor`` that hold for every wave of 1 to ``high`` requests.
+) -> list[TotalCut]:
+    """Cuts ``T[layer] >= slope @ n + floor`` for every wave of ``low`` to ``high`` requests.
 
     Parameters
     ----------
@@ -248,26 +250,28 @@ def total_cuts(
         return []
     cuts = []
     limits = most.astype(np.float64)
-    points = 1.0 + np.array(_POINTS_P2 if cost[0] == P2 else _POINTS) * (high - 1.0)
+    points = low + np.array(_POINTS_P2 if cost[0] == P2 else _POINTS) * (high - low)
     for l in np.flatnonzero(charges.all(axis=1)).tolist():
         if ended():
             break
         use = np.ascontiguousarray(usage[:, l])
         lines = union_lines(cost, use, limits, charges[l], gpus, points)
-        for theta in _slopes(cost, use, int(most.sum()), gpus, high):
-            floor = total_floor(*lines, gpus, 1.0, float(high), theta)
+        for theta in _slopes(cost, use, int(most.sum()), gpus, low, high):
+            floor = total_floor(*lines, gpus, float(low), float(high), theta)
             floor -= _ROUNDING * (abs(floor) + theta * high)
             cuts.append((l, np.full(len(most), theta), floor))
     return cuts
 
 
-def _slopes(cost: Cost, use: FloatArray, total: int, gpus: int, high: int) -> list[float]:
+def _slopes(cost: Cost, use: FloatArray, total: int, gpus: int, low: int, high: int) -> list[float]:
     """Slopes to try: about what a request costs if all GPUs are equally busy."""
     fewest = float(use.sum(axis=1).min())
     if cost[0] != P2:
         return [times * cost[4] * fewest / gpus for times in _SLOPES]
     # It depends on how many there are: as few waves as possible, or one more.
     waves = -(-total // high)
-    tokens = [fewest * total / w for w in (waves, waves + 1)]
-    levels = [tangent_of(cost, use.shape[1], gpus, w)[1] * fewest for w in tokens]
+    requests = {float(np.clip(total / w, low, high)) for w in (waves, waves + 1)}
+    levels = [
+        tangent_of(cost, use.shape[1], gpus, fewest * n)[1] * fewest for n in sorted(requests)
+    ]
     return [times * level for level in levels for times in _SLOPES_P2]

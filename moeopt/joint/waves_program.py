@@ -27,7 +27,7 @@ from scipy.optimize import linprog
 
 from moeopt.joint.cost import cost_of, time_of
 from moeopt.joint.memory import memory_of, request_classes
-from moeopt.joint.minorants import Domain, Minorants
+from moeopt.joint.minorants import Domain, Minorants, TotalCut
 from moeopt.joint.minorants_total import total_cuts
 from moeopt.problem import FloatArray, ProblemData
 from moeopt.step_bound import kv_memory_mib
@@ -40,6 +40,9 @@ _ROUNDING_COST = 2.0**-42
 #: Rounds of cuts for one programme; shortfalls of a layer that are left alone.
 _ROUNDS = 12
 _TOLERANCE = 2e-4
+
+#: A range of the number of requests has cuts of its own if it is narrower than a known one by this.
+_NARROWER = 0.8
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,26 @@ class WavesProgram:
             charges = np.ones((data.layers, data.experts), dtype=np.int64)
         else:
             charges = np.asarray((requests.usage > 0).all(axis=0), dtype=np.int64)
+        self.thorough = thorough and len(set(requests.output_tokens.tolist())) == 1
+        self.ended = ended
+        #: Cuts in the number of requests, by its range.
+        self._totals: dict[tuple[int, int], list[TotalCut]] = {}
+        self.minorants = Minorants(self.cost, requests.usage, charges, data.gpus, self._cuts_of)
 
-        def known() -> list[tuple[int, FloatArray, float]]:
-            if not thorough or len(set(requests.output_tokens.tolist())) > 1:
-                return []
-            high = self._most_in_a_wave()
-            return total_cuts(
-                self.cost, requests.usage, self.count, charges, data.gpus, high, ended
+    def _cuts_of(self, low: int, high: int) -> list[TotalCut]:
+        """Cuts for waves of so many requests; those of a wider range if it is hardly wider."""
+        high = min(high, self._most_in_a_wave())
+        if not self.thorough or high < low:
+            return []
+        around = [key for key in self._totals if key[0] <= low and high <= key[1]]
+        best = min(around, key=lambda key: key[1] - key[0], default=None)
+        if best is None or high - low < _NARROWER * (best[1] - best[0]):
+            best = (low, high)
+            usage, charges = request_classes(self.data).usage, self.minorants.charges
+            self._totals[best] = total_cuts(
+                self.cost, usage, self.count, charges, self.data.gpus, low, high, self.ended
             )
-
-        self.minorants = Minorants(self.cost, requests.usage, charges, data.gpus, known)
+        return self._totals[best]
 
     def _most_in_a_wave(self) -> int:
         """Most requests whose caches fit beside one copy of every expert."""
