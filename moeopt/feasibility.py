@@ -257,7 +257,7 @@ def _too_much_kv(
 
 
 def _waves(waves: int) -> str:
-    return "1 wave" if waves == 1 else f"{waves:,} waves"
+    return counted(waves, "wave", "waves")
 
 
 def _rooms(data: ProblemData) -> IntArray:

@@ -57,9 +57,7 @@ def print_text(text: RenderableType, *, style: str | None = None) -> None:
     if sys.stdout.isatty():
         out.print(text, style=style, soft_wrap=False)
         return
-    with out.capture() as captured:
-        out.print(text, style=style)
-    sys.stdout.write("\n".join(line.rstrip(" ") for line in captured.get().split("\n")))
+    _write_stripped(out, text, style)
 
 
 def print_table(
@@ -93,9 +91,7 @@ def print_table(
             table.add_row(*row)
         # Rich takes 80 columns for the width of a pipe.
         wide = Console(highlight=False, markup=False, emoji=False, width=max(needed, room or 0))
-        with wide.capture() as captured:
-            wide.print(table)
-        sys.stdout.write("\n".join(line.rstrip(" ") for line in captured.get().split("\n")))
+        _write_stripped(wide, table)
         return
     if title is not None:
         print_text(title, style="italic")
@@ -135,6 +131,13 @@ def blocks(headings: Row, rows: Sequence[Row], room: int | None, keys: int = 1) 
         else:
             found.append((*every[:keys], column))
     return [_block(columns, natural, least, room) for columns in found or [every]]
+
+
+def _write_stripped(out: Console, printed: RenderableType, style: str | None = None) -> None:
+    """Write what rich prints, without the spaces at the ends of its lines."""
+    with out.capture() as captured:
+        out.print(printed, style=style)
+    sys.stdout.write("\n".join(line.rstrip(" ") for line in captured.get().split("\n")))
 
 
 def _block(

@@ -20,7 +20,7 @@ from moeopt.paging import (
     requests_of_choices,
     requests_of_lists,
 )
-from moeopt.paging.dual import _rows, bound_of_prices, priced_bound
+from moeopt.paging.dual import _free, _rows, bound_of_prices, priced_bound
 from moeopt.paging.flow import cheapest_loads
 from moeopt.paging.intervals import evictions_of, excess, gaps_of, loaded_again
 from moeopt.paging.solve import find_evictions, first_loads_bound, optimum_bound
@@ -93,7 +93,8 @@ def test_lp_over_intervals_is_integral() -> None:
         if not len(gaps):
             continue
         cost = np.repeat(costs(requests, seed), requests.experts)
-        matrix, free = _rows(requests, gaps, cache, np.ones(requests.pages, dtype=np.int64))
+        size = np.ones(requests.pages, dtype=np.int64)
+        matrix, free = _rows(requests, gaps, size), _free(requests, cache, size)
         result = linprog(-cost[requests.page[gaps.use]], A_ub=matrix, b_ub=free, bounds=(0, 1))
         loads = cost[np.unique(requests.page)].sum() + cost[requests.page[gaps.use]].sum()
         optimum = cheapest_loads(requests, cache, cost)[0]

@@ -32,6 +32,16 @@ def _moves(
 
 
 @njit(cache=True, nogil=True)
+def _count(
+    on_gpu: Any, on_node: Any, node: Any, first: Any, member: Any, e: int, g: int, by: int
+) -> None:
+    """Add ``by`` to what the scenarios of expert e have on GPU g and on its node."""
+    for i in range(first[e], first[e + 1]):
+        on_gpu[member[i], g] += by
+        on_node[member[i], node[g]] += by
+
+
+@njit(cache=True, nogil=True)
 def _anneal(
     first: Any,
     member: Any,
@@ -54,9 +64,7 @@ def _anneal(
     loads = np.zeros(gpus)
     for e in range(experts):
         loads[place[e]] += load[e]
-        for i in range(first[e], first[e + 1]):
-            on_gpu[member[i], place[e]] += 1
-            on_node[member[i], node[place[e]]] += 1
+        _count(on_gpu, on_node, node, first, member, e, place[e], 1)
     value, least = 0.0, 0.0
     best = place.copy()
     cooling = (cold / hot) ** (1.0 / max(1, steps))
@@ -84,18 +92,10 @@ def _anneal(
         loads[a] += moved
         loads[b] -= moved
         place[e], place[f] = b, a
-        for i in range(first[e], first[e + 1]):
-            s = member[i]
-            on_gpu[s, a] -= 1
-            on_gpu[s, b] += 1
-            on_node[s, node[a]] -= 1
-            on_node[s, node[b]] += 1
-        for i in range(first[f], first[f + 1]):
-            s = member[i]
-            on_gpu[s, b] -= 1
-            on_gpu[s, a] += 1
-            on_node[s, node[b]] -= 1
-            on_node[s, node[a]] += 1
+        _count(on_gpu, on_node, node, first, member, e, a, -1)
+        _count(on_gpu, on_node, node, first, member, e, b, 1)
+        _count(on_gpu, on_node, node, first, member, f, b, -1)
+        _count(on_gpu, on_node, node, first, member, f, a, 1)
         value += change
         if value < least - 1e-9 * heat:
             least = value

@@ -12,6 +12,7 @@ import typer
 from moeopt.commands.arguments import NO_SOLUTION, ForceOpt, JsonOpt
 from moeopt.errors import InputError
 from moeopt.files import require_writable
+from moeopt.words import counted
 
 if TYPE_CHECKING:
     from moeopt.grace import Settings
@@ -139,7 +140,7 @@ def _print(name: str, settings: Settings, rows: list[dict[str, Any]]) -> None:
     nodes = settings.nodes
     print_text(
         f"{name} on {nodes.count} nodes × {nodes.gpus_per_node} GPUs: held-out requests, batches "
-        f"of {settings.batch} tokens, {settings.seeds} seed{'s' if settings.seeds > 1 else ''}; "
+        f"of {settings.batch} tokens, {counted(settings.seeds, 'seed', 'seeds')}; "
         "traffic for each token and layer"
     )
     print_rows(

@@ -11,6 +11,7 @@ import typer
 from moeopt.commands.arguments import INTERRUPTED, NO_SOLUTION, SOLVER_FAILED, ForceOpt
 from moeopt.errors import InputError
 from moeopt.files import require_writable
+from moeopt.words import counted
 
 if TYPE_CHECKING:
     from moeopt.study.batch import Batch
@@ -149,7 +150,7 @@ def _print_cells(prepared: Batch, workers: int) -> None:
     print_rows(rows)
     waiting = len(prepared.waiting)
     bound = duration(prepared.time_bound_s(workers))
-    each = "1 worker" if workers == 1 else f"{workers} workers"
+    each = counted(workers, "worker", "workers")
     print(
         f"{len(prepared.cells)} cells, {waiting} to run, {len(prepared.plan.skipped)} skipped; "
         f"at most {bound} with {each}"

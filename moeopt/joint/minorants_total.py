@@ -25,7 +25,7 @@ from numba import njit
 
 from moeopt.joint.cost import MAX, P2, Cost, tangent_of
 from moeopt.joint.minorants import TotalCut
-from moeopt.joint.partition_bound import EXPERTS_LIMIT, next_partition
+from moeopt.joint.partition_bound import EXPERTS_LIMIT, groups_of, next_partition
 from moeopt.problem import FloatArray, IntArray
 
 # A few hundred rounded operations: far below this, relative to the largest term.
@@ -176,45 +176,39 @@ def total_floor(
     member = np.zeros(experts, dtype=np.int64)
     size = np.zeros(experts, dtype=np.int64)
     while True:
-        for e in range(experts):
-            top[e + 1] = max(top[e], group[e] + 1)
-        groups = top[experts]
-        if groups <= gpus:
-            member[:] = 0
-            for e in range(experts):
-                member[group[e]] |= 1 << e
-            size[:] = 1
-            size[0] = gpus - groups + 1
-            while True:  # every way to share the GPUs out; more of them never hurt
-                unions = 1 << groups
-                together[0] = spread[0] = 0
-                for few in (True, False):
-                    lines = 0
-                    for u in range(1, unions):
-                        j = lowest[u]
-                        together[u] = together[u & (u - 1)] | member[j]
-                        spread[u] = spread[u & (u - 1)] + size[j]
-                        single = u & (u - 1) == 0
-                        if few and not single and u != unions - 1:
-                            continue
-                        for i in range(each):
-                            constant[lines] = constant_of[together[u], spread[u], count[u], i]
-                            slope[lines] = slope_of[together[u], spread[u], count[u], i] - theta
-                            lines += 1
-                    value = _least_of_lines(constant, slope, lines, low, high, best)
-                    if value >= best:
-                        break
-                best = min(best, value)
-                # The next composition: one GPU from the first group that can spare it to the next.
-                j = 0
-                while j < groups and size[j] == 1:
-                    j += 1
-                if j >= groups - 1:
+        groups = groups_of(group, top, member)
+        size[:] = 1
+        size[0] = gpus - groups + 1
+        while True:  # every way to share the GPUs out; more of them never hurt
+            unions = 1 << groups
+            together[0] = spread[0] = 0
+            for few in (True, False):
+                lines = 0
+                for u in range(1, unions):
+                    j = lowest[u]
+                    together[u] = together[u & (u - 1)] | member[j]
+                    spread[u] = spread[u & (u - 1)] + size[j]
+                    single = u & (u - 1) == 0
+                    if few and not single and u != unions - 1:
+                        continue
+                    for i in range(each):
+                        constant[lines] = constant_of[together[u], spread[u], count[u], i]
+                        slope[lines] = slope_of[together[u], spread[u], count[u], i] - theta
+                        lines += 1
+                value = _least_of_lines(constant, slope, lines, low, high, best)
+                if value >= best:
                     break
-                spare = size[j] - 1
-                size[j] = 1
-                size[j + 1] += 1
-                size[0] = spare
+            best = min(best, value)
+            # The next composition: one GPU from the first group that can spare it to the next.
+            j = 0
+            while j < groups and size[j] == 1:
+                j += 1
+            if j >= groups - 1:
+                break
+            spare = size[j] - 1
+            size[j] = 1
+            size[j + 1] += 1
+            size[0] = spare
         if not next_partition(group, top, gpus):
             break
     return best

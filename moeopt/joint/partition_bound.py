@@ -23,6 +23,24 @@ EXPERTS_LIMIT = 9
 
 
 @njit(cache=True, nogil=True)
+def groups_of(group: Any, top: Any, member: Any) -> Any:
+    """Return the number of groups of a partition; write what follows from ``group``.
+
+    Parameters
+    ----------
+    group, top : int arrays
+        As in :func:`next_partition`; ``top`` is overwritten.
+    member : int array, shape (E,)
+        Overwritten by the experts of each group, a bit each.
+    """
+    member[:] = 0
+    for e in range(len(group)):
+        top[e + 1] = max(top[e], group[e] + 1)
+        member[group[e]] |= 1 << e
+    return top[len(group)]
+
+
+@njit(cache=True, nogil=True)
 def next_partition(group: Any, top: Any, most: int) -> bool:
     """Step to the next partition into at most so many groups; False after the last.
 
@@ -103,25 +121,19 @@ def best_partitions(alone: Any, experts: int, gpus: int) -> Any:
     member = np.zeros(experts, dtype=np.int64)
     size = np.zeros(experts, dtype=np.int64)
     while True:
-        for e in range(experts):
-            top[e + 1] = max(top[e], group[e] + 1)
-        groups = top[experts]
-        if groups <= gpus:
-            member[:] = 0
-            for e in range(experts):
-                member[group[e]] |= 1 << e
-            size[:] = 0
-            size[:groups] = 1
-            for extra in range(gpus - groups + 1):
-                worst = 0
-                for j in range(1, groups):
-                    if alone[member[j], size[j]] > alone[member[worst], size[worst]]:
-                        worst = j
-                if alone[member[worst], size[worst]] < time[extra]:
-                    time[extra] = alone[member[worst], size[worst]]
-                    group_of[extra] = group
-                    size_of[extra] = size
-                size[worst] += 1
+        groups = groups_of(group, top, member)
+        size[:] = 0
+        size[:groups] = 1
+        for extra in range(gpus - groups + 1):
+            worst = 0
+            for j in range(1, groups):
+                if alone[member[j], size[j]] > alone[member[worst], size[worst]]:
+                    worst = j
+            if alone[member[worst], size[worst]] < time[extra]:
+                time[extra] = alone[member[worst], size[worst]]
+                group_of[extra] = group
+                size_of[extra] = size
+            size[worst] += 1
         if not next_partition(group, top, gpus):
             break
     for extra in range(1, gpus):

@@ -57,8 +57,7 @@ class PrescribedLayers:
         caches = (counts * memory.kv[:, None]).sum(axis=0)
         self.replicas = memory.additional(int(caches.max()))
         self.slots = data.experts if data.slots is None else min(data.slots, data.experts)
-        #: Numbers of additional replicas of a layer that are planned, and up to which is counted.
-        self.numbers, self.most = self._numbers(int(caches.max()))
+        self.numbers, self.most = self._numbers()
         used = np.arange(min(max(0, self.replicas), data.layers * self.most) + 1)
         caches_mib = (requests.kv_mib @ counts)[self.used]
         #: Of all steps, with 0, 1, … additional replicas in all.
@@ -85,8 +84,8 @@ class PrescribedLayers:
         self.nodes = np.full((data.layers, self.most + 1), _NODES)
         self.few = data.experts <= EXPERTS_LIMIT and data.gpus <= GPUS_LIMIT
 
-    def _numbers(self, cache: int) -> tuple[IntArray, int]:
-        """Additional replicas of a layer where the fullest wave caches so many bytes."""
+    def _numbers(self) -> tuple[IntArray, int]:
+        """Additional replicas of a layer that are planned, and up to which is counted."""
         most = min(2 * self.data.gpus, self.data.experts * (self.data.gpus - 1))
         return np.arange(most + 1), most
 

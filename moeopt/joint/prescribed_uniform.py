@@ -30,7 +30,7 @@ def uniform_numbers(data: ProblemData) -> IntArray:
 class UniformLayers(PrescribedLayers):
     """Both sides of ``F_l(qG − E)`` of every layer, for every q that fits (there must be one)."""
 
-    def _numbers(self, cache: int) -> tuple[IntArray, int]:
+    def _numbers(self) -> tuple[IntArray, int]:
         numbers = uniform_numbers(self.data)
         # The last number that is counted stands for more, too, which makes it weak.
         return numbers, int(numbers[-1]) + 1

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import sparse
@@ -98,8 +99,10 @@ class WavesProgram:
 
     def _cuts_of(self, low: int, high: int) -> list[TotalCut]:
         """Cuts for waves of so many requests; those of a wider range if it is hardly wider."""
-        high = min(high, self._most_in_a_wave())
-        if not self.thorough or high < low:
+        if not self.thorough:
+            return []
+        high = min(high, self._most_in_a_wave)
+        if high < low:
             return []
         around = [key for key in self._totals if key[0] <= low and high <= key[1]]
         best = min(around, key=lambda key: key[1] - key[0], default=None)
@@ -111,6 +114,7 @@ class WavesProgram:
             )
         return self._totals[best]
 
+    @cached_property
     def _most_in_a_wave(self) -> int:
         """Most requests whose caches fit beside one copy of every expert."""
         memory = memory_of(self.data)

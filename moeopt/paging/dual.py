@@ -41,12 +41,12 @@ def priced_bound(requests: Requests, room: int, size: IntArray, cost: IntArray) 
         A request asks for more than the cache holds.
     """
     gaps = gaps_of(requests)
-    matrix, free = _rows(requests, gaps, room, size)
+    free = _free(requests, room, size)
     saved = cost[requests.page[gaps.use]].astype(np.float64)
     if not len(gaps):
         return _first_loads(requests, cost)
     result = linprog(  # type: ignore[call-overload]  # its stubs know no sparse rows
-        -saved, A_ub=matrix, b_ub=free, bounds=(0, 1), method="highs"
+        -saved, A_ub=_rows(requests, gaps, size), b_ub=free, bounds=(0, 1), method="highs"
     )
     if result.status != 0:
         raise RuntimeError(f"no prices: {result.message}")
@@ -74,7 +74,7 @@ def bound_of_prices(
         A request asks for more than the cache holds.
     """
     gaps = gaps_of(requests)
-    _, free = _rows(requests, gaps, room, size)
+    free = _free(requests, room, size)
     summed = [0]
     for p in price.tolist():
         summed.append(summed[-1] + p)
@@ -99,19 +99,22 @@ def _first_loads(requests: Requests, cost: IntArray) -> int:
     return int(cost[np.unique(requests.page)].sum())
 
 
-def _rows(
-    requests: Requests, gaps: Gaps, room: int, size: IntArray
-) -> tuple[sparse.csr_matrix, IntArray]:
-    """Rows of the requests over the gaps, and what is free beside what each request asks for."""
+def _free(requests: Requests, room: int, size: IntArray) -> IntArray:
+    """Return what is free beside what each request asks for."""
     asked = np.concatenate(([0], np.cumsum(size[requests.page])))
     free = room - np.diff(asked[requests.ptr])
     if (free < 0).any():
         t = int(free.argmin())
         raise InputError(f"requests[{t}]: asks for {room - free[t]}, the cache holds {room}")
+    return np.asarray(free)
+
+
+def _rows(requests: Requests, gaps: Gaps, size: IntArray) -> sparse.csr_matrix:
+    """Rows of the requests over the gaps."""
     lengths = gaps.end - gaps.begin
     column = np.repeat(np.arange(len(gaps)), lengths)
     first = np.concatenate(([0], np.cumsum(lengths)))[:-1]
     row = np.arange(len(column)) - np.repeat(first - gaps.begin, lengths)
     value = size[requests.page[gaps.use]][column].astype(np.float64)
     shape = (len(requests), len(gaps))
-    return sparse.csr_matrix((value, (row, column)), shape=shape), free
+    return sparse.csr_matrix((value, (row, column)), shape=shape)
